@@ -1,0 +1,1 @@
+"""leasecache: a cache for Python and Postgres that is never stale by accident."""
