@@ -1,7 +1,10 @@
-"""What the flows and the daemon ask of a store. Small on purpose: a null store is a few lines."""
+"""What the flows and the daemon ask of a store. Small on purpose: the null store is its whole length."""
 
 from collections.abc import Sequence
 from typing import Protocol
+
+from leasecache.errors import NodeError
+from leasecache.lease import Answer, Hit, Lease, Refused, Stored
 
 
 class Node(Protocol):
@@ -15,3 +18,22 @@ class Node(Protocol):
         Returns once the node has acknowledged every key. Raises NodeError when it has not; repeating is safe.
         """
         ...
+
+
+class Store(Protocol):
+    """All nodes behind one URL. Expected outcomes are values; NodeError means that a node did not do it."""
+
+    namespace: str | None
+
+    @property
+    def nodes(self) -> Sequence[Node]: ...
+    def node_for(self, key: bytes) -> Node: ...
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer: ...
+    def lease_get_many(
+        self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0
+    ) -> dict[bytes, Answer | NodeError]: ...
+    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused: ...
+    def release(self, lease: Lease) -> None: ...
+    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None: ...
+    def look(self, key: bytes) -> Hit | None: ...
+    def close(self) -> None: ...

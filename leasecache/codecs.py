@@ -1,0 +1,175 @@
+"""How values become bytes. The codec follows the return annotation; pickle only when asked for by name."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pickle
+import typing
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from leasecache.errors import DefinitionError
+
+# Client flags of a stored value: 4 bits codec (never 0: memcached's empty stub has flags 0), 1 bit zlib, 1 bit None,
+# 2 bits unused, 24 bits fingerprint of the type and the policy's version.
+_CODEC_SHIFT = 28
+_COMPRESSED = 1 << 27
+_NONE = 1 << 26
+_FINGERPRINT = (1 << 24) - 1
+_IDS = {"raw": 1, "str": 2, "msgpack": 3, "json": 4, "pickle": 5, "pydantic": 6}
+RAW_FLAGS = _IDS["raw"] << _CODEC_SHIFT  # values of the low-level API: bytes without a type
+
+_OPEN = (Any, dict, list, set, frozenset, tuple, object)
+
+
+class DecodeError(Exception):
+    """The stored bytes are not a value of this codec: another type, another version, or garbage."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codec:
+    """Encodes one function's values; `fingerprint` changes with the type, so an old value is not misread."""
+
+    name: str
+    fingerprint: int
+    dump: Callable[[Any], bytes]
+    load: Callable[[bytes], Any]
+    compress_over: int | None = None  # bytes of an encoded body above which zlib is tried
+
+    def encode(self, value: Any) -> tuple[int, bytes]:
+        """Return (client flags, body). None needs no body. Raises TypeError when the value does not fit."""
+        flags = _IDS[self.name] << _CODEC_SHIFT | self.fingerprint
+        if value is None:
+            return flags | _NONE, b""
+        body = self.dump(value)
+        if self.compress_over is not None and len(body) > self.compress_over:
+            packed = zlib.compress(body, 1)
+            if len(packed) < len(body):
+                return flags | _COMPRESSED, packed
+        return flags, body
+
+    def decode(self, flags: int, body: bytes) -> Any:
+        """Return the value. Raises DecodeError when flags or body are not this codec's."""
+        if flags & ~(_COMPRESSED | _NONE) != _IDS[self.name] << _CODEC_SHIFT | self.fingerprint:
+            raise DecodeError("stored by another codec, type or version")
+        if flags & _NONE:
+            return None
+        try:
+            return self.load(zlib.decompress(body) if flags & _COMPRESSED else body)
+        except _UNDECODABLE as error:
+            raise DecodeError(str(error)) from error
+
+
+_UNDECODABLE = (
+    ValueError,  # msgspec.ValidationError, json and Unicode errors are ValueErrors
+    TypeError,
+    msgspec.MsgspecError,
+    zlib.error,
+    pickle.UnpicklingError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    EOFError,
+)
+
+
+def make_codec(annotation: Any, *, name: str | None, version: int, compress_over: int | None, where: str) -> Codec:
+    """Return the codec of a return annotation, or the one asked for by `name` ("json", "pickle").
+
+    Raises DefinitionError that begins with `where` when the annotation does not determine one.
+    """
+    if name is not None:
+        kind, shape, dump, load = _explicit(name, where)
+    else:
+        kind, shape, dump, load = _inferred(annotation, where)
+    digest = hashlib.blake2b(f"{kind}\0{version}\0{shape}".encode(), digest_size=3).digest()
+    return Codec(
+        name=kind,
+        fingerprint=int.from_bytes(digest, "big") & _FINGERPRINT,
+        dump=dump,
+        load=load,
+        compress_over=compress_over,
+    )
+
+
+_Parts = tuple[str, str, Callable[[Any], bytes], Callable[[bytes], Any]]
+
+
+def _explicit(name: str, where: str) -> _Parts:
+    if name == "json":
+        return "json", "", lambda value: json.dumps(value, separators=(",", ":")).encode(), json.loads
+    if name == "pickle":
+        return "pickle", "", functools.partial(pickle.dumps, protocol=5), pickle.loads
+    raise DefinitionError(f"{where}: codec={name!r} is unknown; use 'json', 'pickle', or none for the annotation's own")
+
+
+def _inferred(annotation: Any, where: str) -> _Parts:
+    bare = _without_none(annotation)
+    if bare is bytes:
+        return "raw", "", _expect_bytes, bytes
+    if bare is str:
+        return "str", "", str.encode, bytes.decode
+    if hasattr(bare, "__pydantic_validator__"):
+        return _pydantic(bare)
+    _refuse_open(annotation, where)
+    encoder, decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(annotation)
+    return "msgpack", _shape(annotation), encoder.encode, decoder.decode
+
+
+def _expect_bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError(f"expected bytes, not {type(value).__name__}")
+    return value
+
+
+def _pydantic(model: Any) -> _Parts:
+    shape = json.dumps(model.model_json_schema(), sort_keys=True)
+    return "pydantic", shape, lambda value: model.model_dump_json(value).encode(), model.model_validate_json
+
+
+def _without_none(annotation: Any) -> Any:
+    arms = [arm for arm in typing.get_args(annotation) if arm is not type(None)]
+    is_optional = type(None) in typing.get_args(annotation)
+    return arms[0] if is_optional and len(arms) == 1 else annotation
+
+
+def _refuse_open(annotation: Any, where: str) -> None:
+    fix = "annotate it precisely, or pass codec='json' or codec='pickle'"
+    if annotation is None or annotation is type(None) or _without_none(annotation) in _OPEN:
+        raise DefinitionError(f"{where}: the return annotation does not say how to encode the value; {fix}")
+    try:
+        for found in msgspec.inspect.multi_type_info([annotation]):
+            _refuse_custom(found, where, fix, set())
+    except TypeError as error:
+        raise DefinitionError(f"{where}: {error}; {fix}") from error
+
+
+def _refuse_custom(info: Any, where: str, fix: str, seen: set[int]) -> None:
+    if id(info) in seen:
+        return
+    seen.add(id(info))
+    if isinstance(info, msgspec.inspect.CustomType):
+        raise DefinitionError(f"{where}: {info.cls.__qualname__} has no encoding of its own; {fix}")
+    for child in _children(info):
+        _refuse_custom(child, where, fix, seen)
+
+
+def _children(info: Any) -> list[Any]:
+    if isinstance(info, msgspec.inspect.Field):
+        return [info.type]
+    found: list[Any] = []
+    for name in ("types", "item_types", "fields"):
+        found.extend(getattr(info, name, ()))
+    found.extend(getattr(info, name) for name in ("item_type", "key_type", "value_type") if hasattr(info, name))
+    return found
+
+
+def _shape(annotation: Any) -> str:
+    """Describe the type structurally: field names, types and defaults of everything it reaches."""
+    schemas = msgspec.json.schema_components([annotation], ref_template="{name}")
+    return json.dumps(schemas, sort_keys=True, default=str)
+

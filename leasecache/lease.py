@@ -1,0 +1,127 @@
+"""The lease: what a lease-get may answer, and the decision table that reads a server's answer.
+
+An item is a stub (empty, flags 0: somebody may load it), a value (flags ≠ 0) or foreign (written by someone else).
+Three marks say who may do what: W this caller has won, X the value was invalidated, Z another caller has won.
+Leases are those of "Scaling Memcache at Facebook" (NSDI '13, section 3.2.1).
+"""
+
+import enum
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Proves the right to store: the item's CAS, and how many connections there were when it was issued.
+
+    A CAS number can come back after a server restart. A connection that is older than the token has outlived any
+    restart, so only such a connection may present it.
+    """
+
+    cas: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A value that nothing has invalidated."""
+
+    value: bytes
+    flags: int = 0
+    expires_in: float | None = None  # s, None = no expiry
+    token: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A value that was invalidated; another caller is loading its successor under `token`."""
+
+    value: bytes
+    flags: int = 0
+    expires_in: float | None = None
+    token: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Another caller holds the lease `token` and there is no value to serve; look again in `retry_after` s."""
+
+    retry_after: float
+    token: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to load and store `key`. `value` is the value in hand, if any; `fresh` tells whether it still holds.
+
+    A lease without a token cannot store: the server had no memory, or somebody else's value is in the way.
+    """
+
+    key: bytes
+    token: Token | None
+    value: bytes | None = None
+    fresh: bool = False
+    flags: int = 0
+    expires_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The value is in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The value was not stored, because it may be older than an invalidation or because it cannot be held."""
+
+    reason: str
+
+
+Answer = Hit | Stale | Wait | Lease
+
+
+class Content(enum.Enum):
+    """What an item holds."""
+
+    STUB = "stub"  # size 0, flags 0
+    VALUE = "value"  # flags ≠ 0
+    FOREIGN = "foreign"  # size > 0, flags 0
+
+
+class Decision(enum.Enum):
+    """What a lease-get means for the caller."""
+
+    HIT = "serve it"
+    WON = "load and store"
+    WON_STALE = "load and store, a stale value is in hand"
+    REFRESH = "serve it, load and store in the background"
+    STALE = "serve it if stale is allowed, else wait"
+    WAIT = "wait"
+    UNSTORABLE = "load, do not store"
+
+
+STUB, VALUE, FOREIGN = Content.STUB, Content.VALUE, Content.FOREIGN
+
+# (W, X, Z, content) → decision. Every other combination is somebody else's item: load, do not store.
+DECISIONS = {
+    (False, False, False, VALUE): Decision.HIT,
+    (True, False, False, STUB): Decision.WON,
+    (True, True, False, STUB): Decision.WON,
+    (True, True, False, VALUE): Decision.WON_STALE,
+    (True, False, False, VALUE): Decision.REFRESH,
+    (False, True, True, VALUE): Decision.STALE,
+    (False, False, True, VALUE): Decision.HIT,
+    (False, False, True, STUB): Decision.WAIT,
+    (False, True, True, STUB): Decision.WAIT,
+}
+
+
+def content(size: int, flags: int) -> Content:
+    """Classify an item by its size in bytes and its client flags."""
+    if flags:
+        return VALUE
+    return FOREIGN if size else STUB
+
+
+def decide(won: bool, stale: bool, taken: bool, held: Content) -> Decision:
+    """Read the marks W, X, Z and the content of an item."""
+    return DECISIONS.get((won, stale, taken, held), Decision.UNSTORABLE)

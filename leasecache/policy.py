@@ -1,0 +1,50 @@
+"""How one function is cached: the keyword arguments of `cached` are the fields of `Policy`."""
+
+import math
+from dataclasses import dataclass
+
+from leasecache.errors import DefinitionError
+
+ON_WAIT_TIMEOUT = ("load", "stale", "raise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Times are in seconds and count from the moment they describe; every field may be left out but `ttl`."""
+
+    ttl: float  # s a stored value lives; at least 1, memcached counts in seconds
+    stale_for: float = 0  # s a value may be served after its invalidation, 0 = never
+    lease_for: float = 10  # s a winner has to load and store
+    refresh_ahead: float = 0  # s before expiry at which one caller refreshes in the background, 0 = never
+    wait_for: float = 2  # s a loser waits for the winner
+    on_wait_timeout: str = "load"  # load | stale | raise
+    negative_ttl: float | None = None  # s for None, default ttl
+    jitter: float = 0.1  # fraction of ttl taken off at random, so that a batch does not expire at once
+    codec: str | None = None  # json | pickle, default by the return annotation
+    compress_over: int | None = None  # bytes of an encoded value above which zlib is tried
+    version: int = 0  # raise it when the meaning of a value changes but its type does not
+
+    def __post_init__(self) -> None:
+        """Refuse values that could not be honoured. Raises DefinitionError naming the field and the range."""
+        self._require("ttl", _at_least(self.ttl, 1), "at least 1 s")
+        self._require("lease_for", _at_least(self.lease_for, 1), "at least 1 s")
+        for name in ("stale_for", "refresh_ahead", "wait_for"):
+            self._require(name, _at_least(getattr(self, name), 0), "0 or more s")
+        self._require("refresh_ahead", self.refresh_ahead < self.ttl, "less than ttl")
+        self._require("on_wait_timeout", self.on_wait_timeout in ON_WAIT_TIMEOUT, "'load', 'stale' or 'raise'")
+        self._require("negative_ttl", self.negative_ttl is None or _at_least(self.negative_ttl, 1), "at least 1 s")
+        self._require("jitter", _at_least(self.jitter, 0) and self.jitter < 1, "from 0 to below 1")
+        self._require("compress_over", self.compress_over is None or self.compress_over >= 0, "0 or more bytes")
+        self._require("version", isinstance(self.version, int), "an int")
+
+    def ttl_of(self, is_none: bool) -> float:
+        """Return the s that a value, or a cached None, lives."""
+        return self.negative_ttl if is_none and self.negative_ttl is not None else self.ttl
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise DefinitionError(f"{name}={getattr(self, name)!r} must be {expected}")
+
+
+def _at_least(value: float, least: float) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= least

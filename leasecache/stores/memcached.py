@@ -1,0 +1,338 @@
+"""Leases on memcached: one `MemcachedNode` per server, and the store that routes keys to them."""
+
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pymemcache.client.base import Client
+from pymemcache.exceptions import MemcacheError
+
+from leasecache import _accel, _pure
+from leasecache._accel import Reply, Wire
+from leasecache.errors import ConfigError, NodeError, NodeTimeout
+from leasecache.lease import Answer, Hit, Lease, Refused, Stored
+from leasecache.stores import meta, ring
+from leasecache.stores.pool import EPOCH, Connection, Pool
+
+LEAST_VERSION = (1, 6, 13)  # md C and ms c behave since then
+CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
+PROBE_FIRST, PROBE_MOST = 0.1, 5.0  # s a failed node is left alone, doubling
+
+Address = tuple[str, int] | str
+T = TypeVar("T")
+
+
+class MemcachedNode:
+    """One memcached server: leases by the meta protocol over a pool of connections."""
+
+    def __init__(self, name: str, *, timeout: float = 1.0, connect_timeout: float = 1.0, pool: int = 64) -> None:
+        """`name` is "host:port" or a socket's path; times in s; `pool` connections at most. Opens nothing."""
+        self.name = name
+        self._address = _address(name)
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._pool = Pool(self._connect, pool, patience=timeout)
+        self._down = _Probe()
+
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+        """Return the value, or the lease to load it, or who has it. Raises NodeError."""
+        epoch, replies = self._exchange(meta.lease_get(key, lease_for, refresh_ahead), 1)
+        return self._checked(meta.answer, key, replies[0], epoch)
+
+    def lease_get_many(self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0) -> list[Answer]:
+        """Return an answer per key, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
+        answers: list[Answer] = []
+        for chunk in _chunks([meta.lease_get(key, lease_for, refresh_ahead) for key in keys]):
+            epoch, replies = self._exchange(b"".join(chunk), len(chunk))
+            chunk_keys = keys[len(answers) : len(answers) + len(chunk)]
+            answers += [
+                self._checked(meta.answer, key, reply, epoch) for key, reply in zip(chunk_keys, replies, strict=True)
+            ]
+        return answers
+
+    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused:
+        """Store under the lease, over a connection older than it. Raises NodeError."""
+        if lease.token is None:
+            return Refused("the server had no room for a lease, or holds somebody else's value")
+        connection = self._pool.acquire_before(lease.token.epoch)
+        if connection is None:
+            return Refused("every connection from before the lease is gone, the server may have restarted")
+        if len(lease.key) + len(body) + meta.ITEM_OVERHEAD > connection.item_size_max:
+            self._pool.release(connection)
+            self.release(lease)
+            return Refused(f"larger than the server's item_size_max of {connection.item_size_max} bytes")
+        request = meta.lease_set(lease.key, lease.token.cas, flags, body, meta.exptime(ttl, time.time()))
+        return self._checked(meta.outcome, self._converse(connection, lambda wire: wire.exchange(request, 1))[0])
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back, so that the next reader wins at once. Raises NodeError."""
+        request = meta.release(lease)
+        connection = self._pool.acquire_before(lease.token.epoch) if request and lease.token else None
+        if connection is not None and request is not None:
+            self._converse(connection, lambda wire: wire.exchange(request, 1))
+
+    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
+        """Void leases; drop the values or leave them stale for at most `stale_for` s.
+
+        Returns once the server has acknowledged every key. Raises NodeError when it has not; repeating is safe.
+        """
+        for chunk in _chunks(keys):
+            if stale_for < 1:
+                self._acknowledged(meta.delete_quietly(chunk))
+            else:
+                _, looks = self._exchange(meta.look(chunk), len(chunk))
+                windows = [self._checked(meta.stale_window, look, stale_for) for look in looks]
+                self._acknowledged(meta.mark_stale_quietly(zip(chunk, windows, strict=True)))
+
+    def look(self, key: bytes) -> Hit | None:
+        """Return the value without touching leases or recency; the answer does not tell whether it is stale.
+
+        Raises NodeError.
+        """
+        with _Admin(self) as client:
+            for _ in range(10):  # until both answers are about the same version of the item
+                seen = meta.debug(client.raw_command(b"me " + key))
+                (flags, value), cas = client.gets(key, default=(0, b""), cas_default=None)
+                if seen is None or (cas is not None and int(cas) == seen[1]):
+                    break
+            return Hit(value, flags, seen[0]) if seen is not None and flags else None
+
+    def stats(self) -> dict[str, Any]:
+        """Return the server's own figures (memcached doc/protocol.txt, "General-purpose statistics")."""
+        with _Admin(self) as client:
+            return {name.decode(): value for name, value in client.stats().items()}
+
+    def close(self) -> None:
+        """Close idle connections; the node can be used again."""
+        self._pool.close()
+
+    def _acknowledged(self, request: bytes) -> None:
+        replies = self._retrying(lambda wire: wire.exchange_quiet(request))[1]
+        self._checked(meta.acknowledge, replies)
+
+    def _exchange(self, request: bytes, count: int) -> tuple[int, list[Reply]]:
+        return self._retrying(lambda wire: wire.exchange(request, count))
+
+    def _retrying(self, talk: Callable[[Wire], list[Reply]]) -> tuple[int, list[Reply]]:
+        """Talk over any connection; if a pooled one turns out dead, once more over a new one."""
+        self._down.check(self.name)
+        try:
+            connection = self._pool.acquire()
+            epoch = EPOCH.latest
+            if not connection.pooled:
+                return self._up(epoch, self._converse(connection, talk))
+            try:
+                return self._up(epoch, self._converse(connection, talk))
+            except NodeTimeout:
+                raise
+            except NodeError:
+                self._pool.close()  # what else is idle has most likely died with it
+                connection = self._pool.acquire()
+                epoch = EPOCH.latest
+                return self._up(epoch, self._converse(connection, talk))
+        except NodeError:
+            self._down.failed()
+            raise
+
+    def _up(self, epoch: int, replies: list[Reply]) -> tuple[int, list[Reply]]:
+        self._down.answered()
+        return epoch, replies
+
+    def _converse(self, connection: Connection, talk: Callable[[Wire], list[Reply]]) -> list[Reply]:
+        try:
+            replies = talk(connection.wire)
+        except NodeError as error:
+            self._pool.discard(connection)
+            raise type(error)(f"memcached {self.name}: {error}") from error
+        except BaseException:  # a signal, a greenlet's timeout: half an answer may be left on the wire
+            self._pool.discard(connection)
+            raise
+        self._pool.release(connection)
+        return replies
+
+    def _checked(self, read: Callable[..., T], *args: Any) -> T:
+        try:
+            return read(*args)
+        except NodeError as error:
+            raise type(error)(f"memcached {self.name}: {error}") from error
+
+    def _connect(self) -> Connection:
+        with_sock = _Admin(self)
+        client = with_sock.__enter__()
+        try:
+            _require_version(self.name, client.version())
+            settings = client.stats("settings")
+            if not settings.get(b"cas_enabled", True):
+                raise ConfigError(f"memcached {self.name} runs with -C (no CAS); leases need it: start it without -C")
+            sock, client.sock = client.sock, None  # the wire owns it from here
+        except BaseException as error:
+            with_sock.__exit__(type(error), error, None)
+            raise
+        return Connection(self._wire(sock), int(settings.get(b"item_size_max", 2**20)))
+
+    def _wire(self, sock: Any) -> Wire:
+        # A monkey-patched or TLS socket must do its own waiting: asked of this socket, not of the import order.
+        if type(sock) is socket.socket and type(sock).__module__ == "socket":
+            return _accel.Wire(sock, self._timeout)
+        return _pure.Wire(sock, self._timeout, _accel.parse_reply)
+
+    def client(self) -> Client:
+        """Return an unconnected pymemcache client of this node, for connecting and administration."""
+        return Client(
+            self._address,
+            connect_timeout=self._connect_timeout,
+            timeout=self._timeout,
+            no_delay=True,
+            serde=_RawSerde(),
+        )
+
+
+class _RawSerde:
+    """Gives pymemcache's readers the client flags beside the bytes."""
+
+    def serialize(self, key: bytes, value: bytes) -> tuple[bytes, int]:
+        return value, 0
+
+    def deserialize(self, key: bytes, value: bytes, flags: int) -> tuple[int, bytes]:
+        return flags, value
+
+
+class _Admin:
+    """A pymemcache client for one task; its exceptions become ours."""
+
+    def __init__(self, node: MemcachedNode) -> None:
+        self._name = node.name
+        self._client = node.client()
+
+    def __enter__(self) -> Client:
+        return self._client
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._client.close()
+        if isinstance(error, TimeoutError) and not isinstance(error, NodeError):
+            raise NodeTimeout(f"memcached {self._name}: no answer in time") from error
+        if isinstance(error, (OSError, MemcacheError)) and not isinstance(error, NodeError):
+            raise NodeError(f"memcached {self._name}: {error or type(error).__name__}") from error
+
+
+class _Probe:
+    """Fails fast while a node is down, and lets a caller probe it after a back-off."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._delay = 0.0
+        self._until = 0.0
+
+    def check(self, name: str) -> None:
+        """Raise NodeError while the node is left alone; the caller that finds the time over probes it."""
+        if self._delay and time.monotonic() < self._until:
+            raise NodeError(f"memcached {name} is marked down after a failure; it is probed every {self._delay:g} s")
+
+    def failed(self) -> None:
+        """Leave the node alone, twice as long as last time."""
+        with self._lock:
+            if time.monotonic() >= self._until:  # failures of the same moment count once
+                self._delay = min(self._delay * 2 or PROBE_FIRST, PROBE_MOST)
+                self._until = time.monotonic() + self._delay
+
+    def answered(self) -> None:
+        """Believe that the node is up."""
+        if self._delay:
+            self._delay = self._until = 0.0
+
+
+class MemcachedStore:
+    """Routes keys to memcached nodes by rendezvous hashing."""
+
+    def __init__(self, nodes: Sequence[MemcachedNode], namespace: str | None = None) -> None:
+        self.nodes = tuple(nodes)
+        self.namespace = namespace
+        self._seeds = tuple(ring.seed(node.name) for node in nodes)
+
+    def node_for(self, key: bytes) -> MemcachedNode:
+        """Return the node that owns `key`."""
+        return self.nodes[ring.owner(key, self._seeds)]
+
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+        """See `MemcachedNode.lease_get`."""
+        return self.node_for(key).lease_get(key, lease_for, refresh_ahead)
+
+    def lease_get_many(
+        self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0
+    ) -> dict[bytes, Answer | NodeError]:
+        """Return an answer per key, or the error of its node."""
+        found: dict[bytes, Answer | NodeError] = {}
+        for node, owned in self._by_owner(keys).items():
+            try:
+                found.update(zip(owned, node.lease_get_many(owned, lease_for, refresh_ahead), strict=True))
+            except NodeError as error:
+                found.update(dict.fromkeys(owned, error))
+        return found
+
+    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused:
+        """See `MemcachedNode.lease_set`."""
+        return self.node_for(lease.key).lease_set(lease, flags, body, ttl)
+
+    def release(self, lease: Lease) -> None:
+        """See `MemcachedNode.release`."""
+        self.node_for(lease.key).release(lease)
+
+    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
+        """Invalidate on every owner, the reachable ones first to last; then raise the first NodeError, if any."""
+        failures = []
+        for node, owned in self._by_owner(keys).items():
+            try:
+                node.invalidate(owned, stale_for)
+            except NodeError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def look(self, key: bytes) -> Hit | None:
+        """See `MemcachedNode.look`."""
+        return self.node_for(key).look(key)
+
+    def stats(self) -> Mapping[str, dict[str, Any]]:
+        """Return each node's own figures. Raises NodeError."""
+        return {node.name: node.stats() for node in self.nodes}
+
+    def close(self) -> None:
+        """Close idle connections; the store can be used again."""
+        for node in self.nodes:
+            node.close()
+
+    def _by_owner(self, keys: Iterable[bytes]) -> dict[MemcachedNode, list[bytes]]:
+        owned: dict[MemcachedNode, list[bytes]] = defaultdict(list)
+        for key in keys:
+            owned[self.node_for(key)].append(key)
+        return owned
+
+
+def _address(name: str) -> Address:
+    if name.startswith("/"):
+        return name
+    host, _, port = name.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _require_version(name: str, version: bytes) -> None:
+    numbers = tuple(int(part) for part in version.split(b"-")[0].split(b".") if part.isdigit())
+    if numbers < LEAST_VERSION:
+        text = version.decode(errors="replace")
+        raise ConfigError(f"memcached {name} is version {text}; leases need 1.6.13 or newer: upgrade it")
+
+
+def _chunks(parts: Sequence[bytes]) -> Iterable[list[bytes]]:
+    chunk: list[bytes] = []
+    size = 0
+    for part in parts:
+        if size + len(part) > CHUNK and chunk:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(part)
+        size += len(part)
+    if chunk:
+        yield chunk

@@ -1,0 +1,165 @@
+"""Leases in this process: the reference semantics that the networked stores must agree with."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from leasecache.errors import NodeError
+from leasecache.lease import Answer, Decision, Hit, Lease, Refused, Stale, Stored, Token, Wait, content, decide
+
+CAPACITY = 64 * 2**20  # bytes
+OVERHEAD = 200  # bytes an entry costs beside key and value, roughly what CPython takes
+POLL = 0.001  # s before a waiter looks again for the first time
+
+
+@dataclass(slots=True)
+class _Item:
+    flags: int
+    value: bytes
+    cas: int
+    expires: float  # on the store's clock; inf = never
+    stale: bool = False
+    taken: bool = False
+
+
+class MemoryStore:
+    """An LRU of encoded values, bounded in bytes; one lock, one injected clock. It is its own only node."""
+
+    name = "memory"
+
+    def __init__(
+        self, namespace: str | None = None, *, capacity: int = CAPACITY, clock: Callable[[], float] | None = None
+    ) -> None:
+        """`capacity` in bytes; `clock` returns s, default `time.monotonic` looked up at each call."""
+        self.namespace = namespace
+        self.nodes = (self,)
+        self._capacity = capacity
+        self._clock = clock or (lambda: time.monotonic())
+        self._lock = threading.Lock()
+        self._items: OrderedDict[bytes, _Item] = OrderedDict()
+        self._size = 0
+        self._cas = 0
+
+    def node_for(self, key: bytes) -> "MemoryStore":
+        """Return this store."""
+        return self
+
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+        """Return the value, or the lease to load it, or who has it."""
+        with self._lock:
+            now = self._clock()
+            item = self._find(key, now)
+            if item is None:
+                item = self._put(key, _Item(0, b"", self._next_cas(), now + lease_for))
+                won = True
+            else:
+                early = bool(refresh_ahead) and item.flags != 0 and item.expires - now < refresh_ahead
+                won = (item.stale or early) and not item.taken
+            taken = item.taken or (not won and not item.flags)
+            item.taken = item.taken or won
+            return self._answer(key, item, won, taken, now)
+
+    def lease_get_many(
+        self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0
+    ) -> dict[bytes, Answer | NodeError]:
+        """Return an answer per key."""
+        return {key: self.lease_get(key, lease_for, refresh_ahead) for key in keys}
+
+    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused:
+        """Store under the lease if nothing has voided it."""
+        with self._lock:
+            now = self._clock()
+            item = self._find(lease.key, now)
+            if lease.token is None or item is None:
+                return Refused("deleted or expired while loading")
+            if item.cas != lease.token.cas:
+                return Refused("invalidated or taken over while loading")
+            if len(lease.key) + len(body) + OVERHEAD > self._capacity:
+                self._drop(lease.key)
+                return Refused(f"larger than the store's {self._capacity} bytes")
+            self._put(lease.key, _Item(flags, body, self._next_cas(), now + max(1, int(ttl))))
+            return Stored()
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back, so that the next reader wins at once."""
+        with self._lock:
+            item = self._find(lease.key, self._clock())
+            if lease.token is None or lease.fresh or item is None or item.cas != lease.token.cas:
+                return
+            if lease.value is None:
+                self._drop(lease.key)
+            else:
+                self._mark_stale(item)
+
+    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
+        """Void leases; drop the values or leave them stale for at most `stale_for` s, never longer than they had."""
+        with self._lock:
+            now = self._clock()
+            for key in keys:
+                item = self._find(key, now)
+                if item is None:
+                    continue
+                window = min(int(stale_for), int(item.expires - now))
+                if window < 1:
+                    self._drop(key)
+                else:
+                    item.expires = now + window
+                    self._mark_stale(item)
+
+    def look(self, key: bytes) -> Hit | None:
+        """Return the value without touching leases or recency; the answer does not tell whether it is stale."""
+        with self._lock:
+            now = self._clock()
+            item = self._find(key, now)
+            return Hit(item.value, item.flags, item.expires - now) if item is not None and item.flags else None
+
+    def close(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._items.clear()
+            self._size = 0
+
+    def _answer(self, key: bytes, item: _Item, won: bool, taken: bool, now: float) -> Answer:
+        token = Token(item.cas, 0)
+        left = item.expires - now
+        decision = decide(won, item.stale, taken, content(len(item.value), item.flags))
+        if item.flags:
+            self._items.move_to_end(key)
+        if decision is Decision.HIT:
+            return Hit(item.value, item.flags, left, token)
+        if decision is Decision.STALE:
+            return Stale(item.value, item.flags, left, token)
+        if decision is Decision.WAIT:
+            return Wait(POLL, token)
+        if decision is Decision.WON:
+            return Lease(key, token)
+        return Lease(key, token, item.value, decision is Decision.REFRESH, item.flags, left)
+
+    def _find(self, key: bytes, now: float) -> _Item | None:
+        item = self._items.get(key)
+        if item is not None and item.expires <= now:
+            self._drop(key)
+            return None
+        return item
+
+    def _put(self, key: bytes, item: _Item) -> _Item:
+        self._drop(key)
+        self._items[key] = item
+        self._size += len(key) + len(item.value) + OVERHEAD
+        while self._size > self._capacity and len(self._items) > 1:
+            self._drop(next(iter(self._items)))
+        return item
+
+    def _drop(self, key: bytes) -> None:
+        item = self._items.pop(key, None)
+        if item is not None:
+            self._size -= len(key) + len(item.value) + OVERHEAD
+
+    def _mark_stale(self, item: _Item) -> None:
+        item.stale, item.taken, item.cas = True, False, self._next_cas()
+
+    def _next_cas(self) -> int:
+        self._cas += 1
+        return self._cas

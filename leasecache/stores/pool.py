@@ -1,0 +1,165 @@
+"""Connections to one node: shared by threads, dropped after a fork, each with the epoch of its birth."""
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+from leasecache._accel import Wire
+from leasecache.errors import NodeTimeout
+
+
+class Epoch:
+    """Counts the connections of this process in the order in which they were established."""
+
+    def __init__(self) -> None:
+        self.latest = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Renew the lock, which another thread may have held when the process forked."""
+        self._lock = threading.Lock()
+
+    def advance(self) -> int:
+        """Return the number of a connection that has just been established."""
+        with self._lock:
+            self.latest += 1
+            return self.latest
+
+
+EPOCH = Epoch()
+
+
+class Connection:
+    """A wire and when it was established; `pooled` tells whether it served before, and may have died since."""
+
+    __slots__ = ("epoch", "item_size_max", "pooled", "wire")
+
+    def __init__(self, wire: Wire, item_size_max: int) -> None:
+        self.wire = wire
+        self.item_size_max = item_size_max  # bytes
+        self.epoch = EPOCH.advance()
+        self.pooled = False
+
+
+class Pool:
+    """At most `limit` connections; one that is idle is used again, the latest first."""
+
+    def __init__(self, connect: Callable[[], Connection], limit: int, patience: float) -> None:
+        """`connect` opens one; a caller waits up to `patience` s for one when `limit` are busy."""
+        self._connect = connect
+        self._limit = limit
+        self._patience = patience
+        self._idle: deque[Connection] = deque()
+        self._born: set[int] = set()  # epochs of the open connections
+        self._changed = threading.Condition()
+        self._waiting = 0
+        self._opening = 0
+        _POOLS.add(self)
+
+    def acquire(self) -> Connection:
+        """Return a connection for one exchange. Raises NodeError, or NodeTimeout when all stay busy."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._open_or_wait()
+
+    def acquire_before(self, epoch: int) -> Connection | None:
+        """Return a connection established no later than `epoch`, or None when none of those is left."""
+        deadline = time.monotonic() + self._patience
+        with self._changed:
+            self._waiting += 1
+            try:
+                while any(born <= epoch for born in self._born):
+                    found = self._take_before(epoch)
+                    if found is not None or not self._wait(deadline):
+                        return found
+                return None
+            finally:
+                self._waiting -= 1
+
+    def release(self, connection: Connection) -> None:
+        """Give back a connection whose exchange was read to its end."""
+        connection.pooled = True
+        self._idle.append(connection)
+        if self._waiting:
+            with self._changed:
+                self._changed.notify_all()
+
+    def discard(self, connection: Connection) -> None:
+        """Close a connection that may hold half an answer, or that broke."""
+        connection.wire.close()
+        with self._changed:
+            self._born.discard(connection.epoch)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Close the idle connections; the pool can be used again."""
+        while self._idle:
+            self.discard(self._idle.pop())
+
+    def _open_or_wait(self) -> Connection:
+        deadline = time.monotonic() + self._patience
+        with self._changed:
+            self._waiting += 1
+            try:
+                while len(self._born) + self._opening >= self._limit:
+                    with contextlib.suppress(IndexError):
+                        return self._idle.pop()
+                    if not self._wait(deadline):
+                        raise NodeTimeout(f"all {self._limit} connections stayed busy for {self._patience:g} s")
+                self._opening += 1
+            finally:
+                self._waiting -= 1
+        return self._open()
+
+    def _open(self) -> Connection:
+        connection = None
+        try:
+            connection = self._connect()
+            return connection
+        finally:
+            with self._changed:
+                self._opening -= 1
+                if connection is not None:
+                    self._born.add(connection.epoch)
+                self._changed.notify_all()
+
+    def _take_before(self, epoch: int) -> Connection | None:
+        for connection in list(self._idle):
+            if connection.epoch <= epoch:
+                try:
+                    self._idle.remove(connection)
+                except ValueError:
+                    continue  # another thread was faster
+                return connection
+        return None
+
+    def _wait(self, deadline: float) -> bool:
+        left = deadline - time.monotonic()
+        return left > 0 and self._changed.wait(min(left, 0.05)) is not None
+
+    def forget(self) -> None:
+        """Drop what a fork has copied; the parent goes on using those sockets."""
+        for connection in self._idle:
+            connection.wire.close()
+        self._idle = deque()
+        self._born = set()
+        self._changed = threading.Condition()
+        self._waiting = self._opening = 0
+
+
+_POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    EPOCH.forget()
+    for pool in list(_POOLS):
+        pool.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
