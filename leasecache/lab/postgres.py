@@ -95,12 +95,12 @@ class PostgresServer(Server):
         the old settings are kept then.
         """
         old, self._settings = self._settings, {**self._settings, **settings}
-        try:
-            self._reload()
-        except ConfigError:
+        self._write_settings()
+        if refused := self._refused_settings():
             self._settings = old
-            self._reload()
-            raise
+            self._write_settings()
+            raise ConfigError(f"{self.name} refuses {refused}")
+        self._reload()
 
     def delay_replay(self, seconds: float) -> None:
         """Let this standby replay commits only when they are `seconds` old; 0 ends the delay."""
@@ -147,6 +147,7 @@ class PostgresServer(Server):
         """Point this running standby to another node, such as a promoted one, through a new slot there."""
         self.upstream = upstream
         self._create_slot_upstream()
+        self._write_settings()
         self._reload()
 
     def create_logical_slot(self, slot: str, *, plugin: str = "pgoutput", dbname: str = DATABASE) -> str:
@@ -228,23 +229,21 @@ class PostgresServer(Server):
         draft.chmod(0o644)
         draft.rename(self.directory / "postgresql.conf")
 
-    def _reload(self) -> None:
-        """Let the server read its file again; a new session knows when its postmaster last did."""
-        self._write_settings()
-        with self.connect("postgres") as connection:
-            wrong = connection.execute(
-                "select string_agg(name || ': ' || error, '; ') from pg_file_settings "
-                "where error is not null and error <> 'setting could not be applied'"
-            ).fetchone()
-            if wrong is not None and wrong[0]:
-                raise ConfigError(f"{self.name} refuses its settings: {wrong[0]}")
-            loaded = self.value("select pg_conf_load_time()", dbname="postgres")
-            connection.execute("select pg_reload_conf()")
-        wait_until(
-            lambda: self.value("select pg_conf_load_time()", dbname="postgres") > loaded,
-            WITHIN,
-            f"reload of {self.name}",
+    def _refused_settings(self) -> str:
+        """Let Postgres judge the file that it has not loaded; what only a restart can change counts as good."""
+        return str(
+            self.value(
+                "select coalesce(string_agg(format('%%s = %%s: %%s', name, file.setting, error), '; '), '') "
+                "from pg_file_settings as file left join pg_settings using (name) "
+                "where error is not null and context is distinct from 'postmaster'"
+            )
         )
+
+    def _reload(self) -> None:
+        """Let the server load its file again; a new session knows when its postmaster last did."""
+        loaded = self.value("select pg_conf_load_time()")
+        self.query("select pg_reload_conf()")
+        wait_until(lambda: self.value("select pg_conf_load_time()") > loaded, WITHIN, f"reload of {self.name}")
 
 
 def _quoted(setting: Setting) -> str:

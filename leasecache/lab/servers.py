@@ -1,7 +1,7 @@
 """A real server on a free port of 127.0.0.1, in a temporary directory: its life from start to removal."""
 
 import os
-import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -56,7 +56,7 @@ def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
 
 def free_port() -> int:
     """Choose a port of 127.0.0.1 that nothing listens on; somebody may take it before the caller does."""
-    for port in random.sample(PORTS, k=len(PORTS)):
+    for port in secrets.SystemRandom().sample(PORTS, k=len(PORTS)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if not _refused(probe, port):
@@ -134,15 +134,16 @@ class Server(ABC):
     def start(self: S) -> S:
         """Start and wait until the server answers; after a stop or kill, on the same port with the same data.
 
-        Raises ServerError with the tail of the log.
+        A first start that fails leaves nothing behind. Raises ServerError with the tail of the log.
         """
         if self._directory is None:
-            self._directory = self.account.new_directory()
-            self.prepare()
-        if self.port:
-            self._launch()
+            try:
+                self._first_start()
+            except BaseException:
+                self.close()
+                raise
         else:
-            self._launch_on_a_free_port()
+            self._launch()
         return self
 
     def stop(self) -> None:
@@ -195,11 +196,7 @@ class Server(ABC):
         self.port = 0
 
     def __enter__(self: S) -> S:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
+        return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -213,58 +210,58 @@ class Server(ABC):
             return log.read().decode(errors="replace")
 
     def run(self, command: list[str], stdin: str = "") -> None:
-        """Run a program of the server's as its account, to its end; raises ServerError with what it said."""
-        done = subprocess.run(
-            command,
-            input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=self.data,
-            env=self._environment(),
-            check=False,
-            **self.account.identity,
-        )
-        if done.returncode:
-            raise ServerError(f"{Path(command[0]).name} of {self.name} failed:\n{done.stdout.strip()}")
+        """Run a program on the data directory to its end; raises ServerError with the tail of what it said."""
+        self._process = self._spawn(command, subprocess.PIPE)
+        self._process.communicate(stdin.encode())
+        status = self._process.returncode
+        self._settle()
+        if status:
+            raise self._failure(f"{Path(command[0]).name} of {self.name} failed")
 
-    def _environment(self) -> dict[str, str]:
-        """Return an environment without the PG* variables of the user and with messages in English."""
-        return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
-
-    def _launch_on_a_free_port(self) -> None:
-        for _ in range(ATTEMPTS - 1):
+    def _first_start(self) -> None:
+        self._directory = self.account.new_directory()
+        self.prepare()
+        for _ in range(ATTEMPTS):
             self.port = free_port()
             try:
                 return self._launch()
-            except PortTakenError:
-                continue
-        self.port = free_port()
-        return self._launch()
+            except PortTakenError as error:
+                taken = error
+        raise taken
 
     def _launch(self) -> None:
-        with open(self.directory / "log", "ab") as log:
-            self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                ["/bin/sh", "-c", ANNOUNCE, str(int(self.abrupt)), *self.command()],
-                stdin=subprocess.DEVNULL,
-                stdout=Warden.of_this_process().pipe,
-                stderr=log,
-                cwd=self.data,
-                env=self._environment(),
-                start_new_session=True,  # ctrl-C in the terminal is for the owner, who then closes us
-                **self.account.identity,
-            )
-        wait_until(self._started, START_WITHIN, f"start of {self.name}, log in {self.directory / 'log'}")
+        self._process = self._spawn(self.command(), subprocess.DEVNULL)
+        try:
+            wait_until(self._started, START_WITHIN, f"start of {self.name}")
+        except TimeoutError as error:
+            raise self._failure(str(error)) from None
 
     def _started(self) -> bool:
         if self.running:
             return self.ready()
         self._settle()
-        log = self.log()
-        tail = "\n".join(log.splitlines()[-TAIL:])
-        kind = PortTakenError if "address already in use" in log.lower() else ServerError
-        raise kind(f"{self.name} did not start; the end of its log:\n{tail}")
+        taken = "address already in use" in self.log().lower()
+        raise self._failure(f"{self.name} did not start", PortTakenError if taken else ServerError)
+
+    def _failure(self, what: str, kind: type[ServerError] = ServerError) -> ServerError:
+        tail = "\n".join(self.log().splitlines()[-TAIL:])
+        return kind(f"{what}; the end of its log:\n{tail}")
+
+    def _spawn(self, command: list[str], stdin: int) -> subprocess.Popen[bytes]:
+        """Run a program as the account of the servers, its output in the log, known to the warden."""
+        with open(self.directory / "log", "ab") as log:
+            self._log_start = log.tell()
+            return subprocess.Popen(
+                ["/bin/sh", "-c", ANNOUNCE, str(int(self.abrupt)), *command],
+                stdin=stdin,
+                stdout=Warden.of_this_process().pipe,
+                stderr=log,
+                cwd=self.data,
+                # without the PG* variables of the user, and with messages in English
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"},
+                start_new_session=True,  # ctrl-C in the terminal is for the owner, who then closes us
+                **self.account.identity,
+            )
 
     def _settle(self) -> None:
         """Tell the warden that the process has ended."""

@@ -90,12 +90,15 @@ def end(roots: dict[int, int], grace: float = GRACE) -> None:
     for root, number in roots.items():
         send(families[root][:1], number)
     send(members, signal.SIGCONT)
-    deadline = time.monotonic() + grace
-    while alive(members) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    _await_death(members, grace)
     send(members, signal.SIGKILL)
-    while alive(members):
-        time.sleep(0.01)
+    _await_death(members, grace)
+
+
+def _await_death(pids: list[int], within: float) -> None:
+    deadline = time.monotonic() + within
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def remove(directory: Path) -> None:
@@ -144,8 +147,12 @@ class Warden:
         return self._process.pid
 
     def tell(self, event: str, *words: object) -> None:
-        """Send one event; a single write of less than PIPE_BUF bytes is never torn."""
-        self.pipe.write(" ".join([event, *map(str, words)]).encode() + b"\n")
+        """Send one event; a single write of less than PIPE_BUF bytes is never torn.
+
+        A warden that somebody killed is missed only when a server is started, which fails then.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            self.pipe.write(" ".join([event, *map(str, words)]).encode() + b"\n")
 
     def close(self) -> None:
         """End everything that is still listed, and return when it is gone."""

@@ -1,0 +1,132 @@
+"""A TCP proxy that stalls, drops or resets what passes through it."""
+
+import asyncio
+import socket
+import struct
+import threading
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+from leasecache.lab.servers import HOST
+
+Direction = Literal["requests", "replies"]
+BOTH: tuple[Direction, ...] = ("requests", "replies")
+
+
+@dataclass
+class _Valve:
+    """What happens to the bytes of one direction: they wait until it is open, and then pass or vanish."""
+
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    drops: bool = False
+
+
+class TcpProxy:
+    """Forward connections to a port of 127.0.0.1, and disturb them on demand; a context manager.
+
+    The methods act on both directions unless named, on present and on later connections, and have taken effect when
+    they return. A lost answer to an executed command, for example, is `drop("replies")`.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy to {target}", daemon=True)
+        self._valves: dict[Direction, _Valve] = {direction: _Valve() for direction in BOTH}
+        self._writers: set[StreamWriter] = set()
+        self._listener = socket.create_server((HOST, 0))
+        self.port: int = self._listener.getsockname()[1]
+
+    @property
+    def address(self) -> str:
+        """Return "host:port" of the proxy."""
+        return f"{HOST}:{self.port}"
+
+    def stall(self, *directions: Direction) -> None:
+        """Hold the bytes back until `flow`."""
+        self._call(self._set(directions or BOTH, opened=False, drops=False))
+
+    def drop(self, *directions: Direction) -> None:
+        """Let the bytes vanish, also those held back so far, until `flow`."""
+        self._call(self._set(directions or BOTH, opened=True, drops=True))
+
+    def flow(self, *directions: Direction) -> None:
+        """Let the bytes pass, first those held back."""
+        self._call(self._set(directions or BOTH, opened=True, drops=False))
+
+    def reset(self) -> None:
+        """End every open connection by RST, on both sides; new ones are accepted."""
+        self._call(self._reset())
+
+    def __enter__(self) -> "TcpProxy":
+        self._thread.start()
+        self._call(self._open())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _call(self, action: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(action, self._loop).result()
+
+    async def _set(self, directions: tuple[Direction, ...], *, opened: bool, drops: bool) -> None:
+        for direction in directions:
+            valve = self._valves[direction]
+            valve.drops = drops
+            (valve.open.set if opened else valve.open.clear)()
+
+    async def _open(self) -> None:
+        await self._set(BOTH, opened=True, drops=False)
+        self._server = await asyncio.start_server(self._connected, sock=self._listener)
+
+    async def _close(self) -> None:
+        self._server.close()
+        await self._reset()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _reset(self) -> None:
+        while self._writers:
+            writer = self._writers.pop()
+            linger = struct.pack("ii", 1, 0)  # on, 0 s: close sends RST and forgets what was not sent
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+
+    async def _connected(self, client: StreamReader, to_client: StreamWriter) -> None:
+        try:
+            server, to_server = await asyncio.open_connection(HOST, self._target)
+        except OSError:
+            return to_client.close()
+        ends = {to_client, to_server}
+        self._writers |= ends
+        try:
+            await asyncio.gather(
+                _pump(client, to_server, self._valves["requests"]), _pump(server, to_client, self._valves["replies"])
+            )
+        except ConnectionError:
+            return None  # one side was reset; closing passes that on
+        finally:
+            self._writers -= ends
+            for writer in ends:
+                writer.close()
+
+
+async def _pump(source: StreamReader, sink: StreamWriter, valve: _Valve) -> None:
+    while data := await source.read(65536):
+        await valve.open.wait()
+        if not valve.drops:
+            sink.write(data)
+            await sink.drain()
+    await valve.open.wait()
+    sink.write_eof()
