@@ -1,0 +1,30 @@
+"""`python -m leasecache.invalidation --config FILE`: the daemon, with nothing installed but what it needs itself."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from leasecache.errors import GapError, LeasecacheError
+from leasecache.invalidation.launch import run_daemon
+from leasecache.invalidation.logs import FORMATS, LEVELS, configure
+
+
+def main() -> int:
+    """Run the daemon; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m leasecache.invalidation", description=__doc__)
+    parser.add_argument("--config", type=Path, help="TOML file; without one the environment says everything")
+    parser.add_argument("--log-format", choices=FORMATS, default=os.environ.get("LEASECACHE_LOG_FORMAT", "logfmt"))
+    parser.add_argument("--log-level", choices=LEVELS, default=os.environ.get("LEASECACHE_LOG_LEVEL", "info"))
+    arguments = parser.parse_args()
+    try:
+        configure(arguments.log_format, arguments.log_level)
+        run_daemon(arguments.config)
+    except LeasecacheError as error:
+        print(f"leasecache: {error}", file=sys.stderr)  # noqa: T201
+        return 1 if isinstance(error, GapError) else 2  # lost changes are a failure, everything else is wrong use
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

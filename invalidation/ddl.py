@@ -1,0 +1,200 @@
+"""The SQL that makes a source fit for its rules: replica identities, publication, slot, in that order.
+
+An identity comes before the publication, because publishing updates of a table without one makes the application's
+updates fail; the publication comes before the slot, because a slot only decodes with a publication that existed at
+its time.
+"""
+
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from leasecache.errors import SourceError
+from leasecache.invalidation.catalog import Catalog, Index, Publication, Table
+from leasecache.invalidation.source import ask, connect, execute, readdressed
+from leasecache.rules import RuleSet
+
+if TYPE_CHECKING:
+    import psycopg
+
+_ALL_OPERATIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+_REPLAY_POLL, _REPLAY_WAIT = 0.1, 30.0  # s
+
+
+class Step(NamedTuple):
+    """One statement of a setup."""
+
+    where: str  # "primary" or "source"
+    sql: str
+    why: str
+
+
+def plan(catalog: Catalog, rules: RuleSet) -> list[Step]:
+    """Return the statements that are still needed; none when the source is fit. Unknown tables are left out."""
+    steps = []
+    for table, needed in needed_columns(catalog, rules).items():
+        found = catalog.tables[table]
+        why = f"old rows of {found.schema}.{found.name} must carry {', '.join(sorted(needed))}"
+        steps += [Step("primary", sql, why) for sql in identity_ddl(found, needed)]
+    steps += [Step("primary", sql, "the stream carries published tables only") for sql in publication_ddl(catalog)]
+    if catalog.slot is None:
+        sql = f"select pg_create_logical_replication_slot({literal(catalog.slot_name)}, 'pgoutput')"
+        steps.append(Step("source", sql, "the slot keeps changes until the daemon has acknowledged them"))
+    return steps
+
+
+def needed_columns(catalog: Catalog, rules: RuleSet) -> dict[tuple[str, str], frozenset[str]]:
+    """Return, for each existing table, the columns that the old rows must carry for all its rules."""
+    needed: dict[tuple[str, str], frozenset[str]] = {}
+    for rule in rules.rules:
+        name = (rule.schema, rule.table)
+        if name in catalog.tables and catalog.tables[name].columns.keys() >= set(rule.fields.values()):
+            needed[name] = needed.get(name, frozenset()) | frozenset(rule.fields.values())
+    return needed
+
+
+def identity_ddl(table: Table, needed: frozenset[str]) -> list[str]:
+    """Return the statements after which old rows of `table` carry the columns `needed`."""
+    if table.partitions or table.kind == "p":  # an identity is not inherited, and the root's says what is sent
+        unfit = [one for one in (table, *table.partitions) if not needed <= one.identity_columns]
+        return [f"alter table {qualified(one)} replica identity full" for one in unfit]
+    if needed <= table.identity_columns:
+        return []
+    if needed <= set(table.primary_key):
+        return [f"alter table {qualified(table)} replica identity default"]
+    index = _suitable(table, needed)
+    if index is not None:
+        return [f"alter table {qualified(table)} replica identity using index {quoted(index.name)}"]
+    if not table.primary_key or not all(table.columns[name].not_null for name in needed):
+        return [f"alter table {qualified(table)} replica identity full"]
+    columns = (*sorted(needed), *(name for name in table.primary_key if name not in needed))
+    name = f"{table.name[:40]}_leasecache_{zlib.crc32(','.join(columns).encode()):08x}"
+    listed = ", ".join(quoted(column) for column in columns)
+    return [
+        f"create unique index concurrently if not exists {quoted(name)} on {qualified(table)} ({listed})",
+        f"alter table {qualified(table)} replica identity using index {quoted(name)}",
+    ]
+
+
+def _suitable(table: Table, needed: frozenset[str]) -> Index | None:
+    fit = [
+        index
+        for index in table.indexes
+        if index.usable and needed <= set(index.columns) and all(table.columns[name].not_null for name in index.columns)
+    ]
+    return min(fit, key=lambda index: (len(index.columns), index.name), default=None)
+
+
+def publication_ddl(catalog: Catalog) -> list[str]:
+    """Return the statements after which the publication sends every existing table of the rules, whole."""
+    name = quoted(catalog.publication_name)
+    tables = [table for table in catalog.tables.values() if table.kind in "rp" and table.persistence == "p"]
+    if not tables:
+        return []
+    if catalog.publication is None:
+        return [f"create publication {name} for table {_listed(tables)} with ({_ALL_OPERATIONS})"]
+    statements = []
+    if not all(catalog.publication.operations.values()):
+        statements.append(f"alter publication {name} set ({_ALL_OPERATIONS})")
+    elif not catalog.publication.via_root and any(table.kind == "p" for table in tables):
+        statements.append(f"alter publication {name} set (publish_via_partition_root = true)")
+    for table in tables:
+        statements += _add_table(catalog.publication, name, table)
+    return statements
+
+
+def _add_table(publication: Publication, name: str, table: Table) -> list[str]:
+    published = publication.tables.get((table.schema, table.name))
+    if published is None:
+        roots_arrive = publication.via_root or not table.partitions
+        sent = any((leaf.schema, leaf.name) in publication.tables for leaf in table.partitions)
+        return [f"alter publication {name} add table {qualified(table)}"] if roots_arrive or not sent else []
+    if whole(publication, table):
+        return []
+    return [f"alter publication {name} drop table {qualified(table)}, add table {qualified(table)}"]
+
+
+def whole(publication: Publication, table: Table) -> bool:
+    """Return whether a published table is sent with every row and column."""
+    published = publication.tables[table.schema, table.name]
+    stored = {name for name, column in table.columns.items() if not column.generated}
+    return published.row_filter is None and (published.columns is None or stored <= published.columns)
+
+
+def apply(steps: Sequence[Step], source: str, primary: str | None) -> None:
+    """Run the steps; `primary` is the DSN of the primary when `source` is a standby's.
+
+    Raises SourceError naming the statement that was refused.
+    """
+    with connect(source) as here, connect(primary or source) as there:
+        for step in steps:
+            if step.where == "primary":
+                execute(there, step.sql)
+        for step in steps:
+            if step.where == "source" and primary is None:
+                execute(here, step.sql)
+            elif step.where == "source":
+                _wait_replayed(here, there)
+                _create_on_standby(here, there, step.sql)
+
+
+def _wait_replayed(
+    standby: "psycopg.Connection[tuple[Any, ...]]", primary: "psycopg.Connection[tuple[Any, ...]]"
+) -> None:
+    """Wait until the standby has what was just set up on the primary."""
+    ((position,),) = ask(primary, "select pg_current_wal_lsn()::text")
+    for _ in range(round(_REPLAY_WAIT / _REPLAY_POLL)):
+        ((replayed,),) = ask(standby, "select pg_last_wal_replay_lsn() >= %s::pg_lsn", position)
+        if replayed:
+            return
+        time.sleep(_REPLAY_POLL)
+    raise SourceError(f"the standby has not replayed {position} within {_REPLAY_WAIT:.0f} s; run setup again later")
+
+
+def _create_on_standby(
+    standby: "psycopg.Connection[tuple[Any, ...]]", primary: "psycopg.Connection[tuple[Any, ...]]", sql: str
+) -> None:
+    """Create a slot; it waits for a record of running transactions that an idle primary writes only when asked."""
+    with ThreadPoolExecutor(1) as pool:
+        created = pool.submit(execute, standby, sql)
+        while not created.done():
+            ask(primary, "select pg_log_standby_snapshot()")
+            wait_for([created], timeout=_REPLAY_POLL)
+        created.result()
+
+
+def find_primary(source: str) -> str | None:
+    """Return the DSN of the primary that `source` follows, None when `source` is the primary.
+
+    Raises SourceError when the server does not say where it is.
+    """
+    with connect(source) as connection:
+        ((in_recovery,),) = ask(connection, "select pg_is_in_recovery()")
+        if not in_recovery:
+            return None
+        rows = ask(connection, "select sender_host, sender_port from pg_stat_wal_receiver")
+    if not rows or rows[0][0] is None:
+        raise SourceError("the standby does not say where its primary is (pg_monitor may); name it with --primary DSN")
+    return readdressed(source, host=rows[0][0], port=rows[0][1])
+
+
+def qualified(table: Table) -> str:
+    """Return the table's name as SQL."""
+    return f"{quoted(table.schema)}.{quoted(table.name)}"
+
+
+def quoted(name: str) -> str:
+    """Return an identifier as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Return a string literal as SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _listed(tables: Iterable[Table]) -> str:
+    return ", ".join(qualified(table) for table in tables)

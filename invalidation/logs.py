@@ -1,0 +1,44 @@
+"""Log lines: one per state change, as logfmt or JSON on standard error."""
+
+import json
+import logging
+import time
+
+FORMATS = ("logfmt", "json")
+LEVELS = ("debug", "info", "warning", "error")
+_LOG = logging.getLogger("leasecache.daemon")
+
+
+def event(level: int, name: str, **fields: object) -> None:
+    """Log that `name` happened, with what is known about it."""
+    _LOG.log(level, name, extra={"fields": fields})
+
+
+def configure(form: str, level: str) -> None:
+    """Send the daemon's log to standard error in `form` ("logfmt" or "json"), from `level` on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if form == "json" else _Logfmt())
+    _LOG.handlers[:] = [handler]
+    _LOG.propagate = False
+    _LOG.setLevel(level.upper())
+
+
+class _Logfmt(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join(f"{name}={_quoted(value)}" for name, value in _fields(record).items())
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(_fields(record), default=str)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z"
+    fields: dict[str, object] = getattr(record, "fields", {})
+    return {"ts": at, "level": record.levelname.lower(), "event": record.getMessage(), **fields}
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if text and not set(text) & set(' "=\n\t\r\\') else json.dumps(text, ensure_ascii=False)

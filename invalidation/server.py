@@ -1,0 +1,74 @@
+"""The status server: /healthz, /readyz, /metrics, and the state as JSON at /."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from leasecache.errors import ConfigError
+from leasecache.invalidation.status import Monitor
+
+
+class Page(NamedTuple):
+    """One answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class StatusServer:
+    """Serve the state of a monitor from threads that end with the process."""
+
+    def __init__(self, address: tuple[str, int], monitor: Monitor) -> None:
+        """Bind `address`; port 0 takes any. Raises ConfigError when it cannot be bound."""
+        handler = type("Handler", (_Handler,), {"monitor": monitor})
+        try:
+            self._server = ThreadingHTTPServer(address, handler)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"status.listen: cannot listen on {address[0]}:{address[1]}: {error}") from None
+        self._server.daemon_threads = True
+        self.address = f"{self._server.server_address[0]!s}:{self._server.server_address[1]}"
+
+    def start(self) -> None:
+        """Begin to answer."""
+        threading.Thread(target=self._server.serve_forever, name="leasecache-status", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    monitor: Monitor
+    timeout = 10
+
+    def do_GET(self) -> None:
+        page = render(self.path.partition("?")[0], self.monitor)
+        self.send_response(page.status)
+        self.send_header("Content-Type", page.content_type)
+        self.send_header("Content-Length", str(len(page.body)))
+        self.end_headers()
+        self.wfile.write(page.body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Keep requests out of the daemon's log."""
+
+
+def render(path: str, monitor: Monitor) -> Page:
+    """Return the page at `path`."""
+    if path == "/metrics":
+        return Page(200, CONTENT_TYPE_LATEST, generate_latest(monitor.figures.registry))
+    if path == "/healthz":
+        return Page(200, "text/plain; charset=utf-8", b"ok\n")
+    if path == "/readyz":
+        reasons = monitor.unready()
+        return Page(
+            503 if reasons else 200, "text/plain; charset=utf-8", ("\n".join(reasons) or "ready").encode() + b"\n"
+        )
+    if path == "/":
+        return Page(200, "application/json", json.dumps(monitor.summary(), indent=2).encode() + b"\n")
+    return Page(404, "text/plain; charset=utf-8", b"there are /, /metrics, /healthz and /readyz\n")

@@ -1,0 +1,233 @@
+"""The daemon's settings: a TOML file, environment variables over it, and nothing accepted that is not understood."""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leasecache.errors import ConfigError
+from leasecache.rules import RuleSet
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]
+
+GATES = ("auto", "standby", "snapshot", "replay")
+_SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}")
+_REQUIRED: Any = dataclasses.MISSING
+
+
+def _key(default: Any = _REQUIRED, *, name: str = "") -> Any:
+    return dataclasses.field(default=default, metadata={"name": name})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """`[source]`: where changes come from."""
+
+    dsn: str = dataclasses.field(repr=False)
+    slot: str
+    publication: str
+    gate: str = "auto"  # one of GATES
+    readers: tuple[str, ...] = ()  # further database nodes that fills read from
+
+    def __post_init__(self) -> None:
+        if not _SLOT_NAME.fullmatch(self.slot):
+            raise ConfigError(f"source.slot {self.slot!r}: a slot name has 1 to 63 of a-z, 0-9 and _")
+        if self.gate not in GATES:
+            raise ConfigError(f"source.gate {self.gate!r}: write one of {', '.join(GATES)}{_meant(self.gate, GATES)}")
+        if self.gate == "replay":
+            raise ConfigError(
+                "source.gate: replay is not available in this version; decode at the node that fills read"
+            )
+        if self.readers:
+            raise ConfigError("source.readers: further readers are not available in this version; leave the list empty")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """`[cache]`: the nodes to invalidate on."""
+
+    url: str = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RulesSettings:
+    """`[rules]`: which keys a changed row touches."""
+
+    imports: tuple[str, ...] = _key((), name="import")  # "module:attribute" of a Cache
+    file: str | None = None  # what `leasecache rules` printed
+
+    def __post_init__(self) -> None:
+        if not self.imports and self.file is None:
+            raise ConfigError('rules: give import = ["module:cache"], or file = "rules.json"')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatusSettings:
+    """`[status]`: the status server."""
+
+    listen: str | None = None  # "host:port", port 0 = any; None = no server
+
+    def __post_init__(self) -> None:
+        if self.listen is not None and self.address is None:
+            raise ConfigError(f'status.listen {self.listen!r}: write "host:port", such as "127.0.0.1:9187"')
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Return host and port, None when there is no server or `listen` is malformed."""
+        host, _, port = (self.listen or "").rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            return None
+        return host.strip("[]"), int(port)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything the daemon is told."""
+
+    source: SourceSettings
+    cache: CacheSettings
+    rules: RulesSettings
+    status: StatusSettings
+
+
+_TABLES: dict[str, type[Any]] = {field.name: field.type for field in dataclasses.fields(Settings)}  # type: ignore[misc]
+
+
+def load_settings(path: Path | None, environment: Mapping[str, str]) -> Settings:
+    """Read settings from the file at `path` (None = no file) and from LEASECACHE_<TABLE>_<KEY> in `environment`.
+
+    Raises ConfigError naming the file or variable, the key and what belongs there.
+    """
+    where = "the environment" if path is None else str(path)
+    document = {} if path is None else _read_toml(path)
+    for table in document:
+        if table not in _TABLES:
+            raise ConfigError(f"{where}: unknown table [{table}]{_meant(table, _TABLES)}")
+    tables = {name: _table(name, cls, document.get(name, {}), where, environment) for name, cls in _TABLES.items()}
+    return Settings(**tables)
+
+
+def load_rules(settings: RulesSettings, base: Path) -> RuleSet:
+    """Return the rules that `settings` name; a relative `file` starts from the folder `base`.
+
+    Raises ConfigError when a module or file cannot be read, there are no rules, or namespaces differ.
+    """
+    sets = [import_rules(target) for target in settings.imports]
+    if settings.file is not None:
+        sets.append(_read_rules(base / settings.file))
+    namespaces = {rules.namespace for rules in sets if rules.namespace is not None}
+    if len(namespaces) > 1:
+        raise ConfigError(
+            f"rules: caches of different namespaces ({', '.join(sorted(namespaces))}); run a daemon for each"
+        )
+    merged = tuple(rule for one in sets for rule in one.rules)
+    if not merged:
+        raise ConfigError("rules: there are none; give cached functions a depends_on=row(...)")
+    return RuleSet(namespace=next(iter(namespaces), None), rules=merged)
+
+
+def import_rules(target: str) -> RuleSet:
+    """Return the rules of the Cache that `target` ("module:attribute") names. Raises ConfigError in one line."""
+    module_name, colon, attribute = target.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ConfigError(f'{target!r} is not "module:attribute", such as "app.caching:cache"')
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # an installed script does not look there, an application usually lives there
+    try:
+        found = importlib.import_module(module_name)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except Exception as error:  # the application's own code runs here, and may raise anything
+        fault = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"cannot import {target}: {fault}; run where the application can be imported") from None
+    rules = getattr(found, "rules", None)
+    if not isinstance(rules, RuleSet):
+        raise ConfigError(f"{target} is a {type(found).__name__}, not a Cache: it has no rules")
+    return rules
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    return document
+
+
+def _read_rules(path: Path) -> RuleSet:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"rules.file: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"rules.file: {path} is not JSON: {error}; make it with `leasecache rules`") from None
+    return RuleSet.from_json(document)
+
+
+def _table(table: str, cls: type[Any], given: Any, where: str, environment: Mapping[str, str]) -> Any:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where}: {table} must be a table, [{table}]")
+    fields = {field.metadata.get("name") or field.name: field for field in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {table}.{key}{_meant(key, fields)}")
+        values[fields[key].name] = _checked(value, _is_list(fields[key]), f"{where}: {table}.{key}")
+    values |= _from_environment(table, fields, environment)
+    for key, field in fields.items():
+        if field.name not in values and field.default is _REQUIRED:
+            wanted = f"set it in [{table}] or as {_variable(table, key)}"
+            raise ConfigError(f"{where}: {table}.{key} is missing (expected a string); {wanted}")
+    return cls(**values)
+
+
+def _from_environment(table: str, fields: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    known = {_variable(table, key): field for key, field in fields.items()}
+    for variable, text in environment.items():
+        if not variable.startswith(_variable(table, "")):
+            continue
+        if variable not in known:
+            raise ConfigError(f"unknown environment variable {variable}{_meant(variable, known)}")
+        field = known[variable]
+        values[field.name] = tuple(p.strip() for p in text.split(",") if p.strip()) if _is_list(field) else text
+    return values
+
+
+def _variable(table: str, key: str) -> str:
+    return f"LEASECACHE_{table}_{key}".upper()
+
+
+def _is_list(field: Any) -> bool:
+    return bool(field.default == ())
+
+
+def _checked(value: Any, is_list: bool, where: str) -> Any:
+    if is_list:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise ConfigError(f"{where} must be a list of strings, not {_shown(value)}")
+    if isinstance(value, str) and value:
+        return value
+    raise ConfigError(f"{where} must be a non-empty string, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    names = {dict: "a table", list: "a list", bool: "a boolean", int: "an integer", float: "a float", str: "a string"}
+    return "an empty string" if value == "" else names.get(type(value), f"a {type(value).__name__}")
+
+
+def _meant(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"

@@ -1,0 +1,208 @@
+"""Connections to Postgres: plain ones for questions, and the replication stream as a non-blocking pipe of frames."""
+
+import select
+import time
+from typing import Any
+
+import psycopg
+from psycopg import conninfo, pq
+
+from leasecache.errors import ConfigError, GapError, SourceError
+from leasecache.invalidation.lsn import format_lsn
+
+CONNECT_TIMEOUT = 5  # s
+# Makes the text of every type canonical, so that it renders to the same key as the application's value.
+_OPTIONS = "-c datestyle=ISO -c timezone=UTC -c extra_float_digits=3 -c bytea_output=hex"
+_FIXES = (  # what libpq says → what is wrong and what to do
+    ("connection refused", "connection refused; is Postgres running there?"),
+    ("no such file", "no socket there; is Postgres running there?"),
+    ("timeout expired", "no answer in time; is the address right and the network open?"),
+    ("could not translate host name", "the host name is unknown; check the dsn"),
+    ("failed to resolve host", "the host name is unknown; check the dsn"),
+    ("no password supplied", "a password is needed; put it into the dsn, ~/.pgpass or PGPASSWORD"),
+    ("password authentication failed", "the password is wrong; check the dsn, ~/.pgpass or PGPASSWORD"),
+    ("no pg_hba.conf entry", "the server's pg_hba.conf does not admit this user; add an entry"),
+)
+_IN_USE, _NO_SUCH_OBJECT, _NOT_IN_STATE = "55006", "42704", "55000"
+
+
+class SlotInUseError(SourceError):
+    """Another process streams from the slot; Postgres admits one."""
+
+
+def redact(dsn: str) -> str:
+    """Return where `dsn` points, fit to be shown: host, port, database, user, and never a password."""
+    try:
+        parts = conninfo.conninfo_to_dict(dsn)
+    except psycopg.Error:
+        return "(unreadable dsn)"
+    shown = ("host", "hostaddr", "port", "dbname", "user")
+    return " ".join(f"{name}={parts[name]}" for name in shown if parts.get(name)) or "(local defaults)"
+
+
+def readdressed(dsn: str, *, host: str, port: int) -> str:
+    """Return `dsn` pointing to another server, with everything else kept."""
+    return conninfo.make_conninfo(dsn, host=host, port=port)
+
+
+def connect(dsn: str, *, replication: bool = False) -> "psycopg.Connection[tuple[Any, ...]]":
+    """Connect in autocommit mode, with canonical text output.
+
+    Raises ConfigError when `dsn` cannot be read, SourceError in one line when the server cannot be reached.
+    """
+    try:
+        parts = conninfo.conninfo_to_dict(dsn)
+    except psycopg.Error:  # whose message may quote a password
+        raise ConfigError(
+            "a dsn is not a Postgres connection string; write postgresql://user@host:port/database"
+        ) from None
+    parts["options"] = f"{parts.get('options') or ''} {_OPTIONS}".strip()
+    parts["client_encoding"] = "UTF8"
+    parts.setdefault("connect_timeout", CONNECT_TIMEOUT)
+    parts.setdefault("application_name", "leasecache")
+    if replication:
+        parts["replication"] = "database"
+    try:
+        return psycopg.connect(conninfo.make_conninfo("", **parts), autocommit=True)
+    except psycopg.Error as error:
+        raise SourceError(f"cannot connect to source {redact(dsn)}: {_reason(error)}") from None
+
+
+def ask(connection: "psycopg.Connection[tuple[Any, ...]]", sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """Return the rows of a query. Raises SourceError in one line."""
+    try:
+        return connection.execute(sql.encode(), parameters or None).fetchall()
+    except psycopg.Error as error:
+        raise SourceError(f"the source refused a query: {_reason(error)}") from None
+
+
+def execute(connection: "psycopg.Connection[tuple[Any, ...]]", sql: str) -> None:
+    """Run a statement that returns nothing of interest. Raises SourceError in one line."""
+    try:
+        connection.execute(sql.encode())
+    except psycopg.Error as error:
+        raise SourceError(f"{sql.split(chr(10))[0][:120]}: {_reason(error)}") from None
+
+
+def _reason(error: psycopg.Error) -> str:
+    text = " ".join(str(error).split())
+    for symptom, reason in _FIXES:
+        if symptom in text.lower():
+            return reason
+    return text.removeprefix("connection failed: ") or type(error).__name__
+
+
+class Replication:
+    """One COPY BOTH conversation with a walsender, as frames. Nothing here waits, `start` and `stop` apart."""
+
+    def __init__(self, dsn: str) -> None:
+        """Open a replication connection. Raises SourceError when that fails."""
+        self._connection = connect(dsn, replication=True)
+        self._pq = self._connection.pgconn
+
+    def query(self, sql: str) -> list[tuple[str | None, ...]]:
+        """Return the rows of a query, as text, before the stream is started."""
+        result = self._pq.exec_(sql.encode())
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            raise SourceError(f"the source refused a query: {_first_line(result)}")
+        return [tuple(_text(result.get_value(i, j)) for j in range(result.nfields)) for i in range(result.ntuples)]
+
+    def start(self, slot: str, publication: str) -> None:
+        """Start streaming where the slot stands.
+
+        Raises SlotInUseError, GapError when the slot is not there or lost, SourceError on any other refusal.
+        """
+        options = f"proto_version '1', publication_names '{_quoted(publication)}', messages 'true'"
+        command = f'START_REPLICATION SLOT "{slot}" LOGICAL {format_lsn(0)} ({options})'
+        result = self._pq.exec_(command.encode())
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            raise _refusal(result, slot)
+        self._pq.nonblocking = 1
+
+    @property
+    def socket(self) -> int:
+        """The descriptor to wait on."""
+        return self._pq.socket
+
+    def read(self, limit: int) -> list[bytes]:
+        """Return the frames that are there, at most `limit`. Raises SourceError when the conversation has ended."""
+        frames: list[bytes] = []
+        try:
+            self._pq.consume_input()
+            while len(frames) < limit:
+                size, data = self._pq.get_copy_data(1)
+                if size == 0:
+                    break
+                if size < 0:
+                    raise SourceError(f"the source ended the stream: {_first_line(self._pq.get_result())}")
+                frames.append(bytes(data))
+        except psycopg.Error as error:
+            raise SourceError(f"the stream broke: {_reason(error)}") from None
+        return frames
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame and send what the socket takes."""
+        try:
+            self._pq.put_copy_data(frame)
+        except psycopg.Error as error:
+            raise SourceError(f"the stream broke: {_reason(error)}") from None
+        self.flush()
+
+    def flush(self) -> bool:
+        """Send what the socket takes; return whether something is still queued."""
+        try:
+            return self._pq.flush() == 1
+        except psycopg.Error as error:
+            raise SourceError(f"the stream broke: {_reason(error)}") from None
+
+    def stop(self, timeout: float) -> None:
+        """End the conversation so that the server has read everything sent before; give up after `timeout` s."""
+        deadline = time.monotonic() + timeout
+        try:
+            self._pq.put_copy_end()
+            while self.flush() or not self._ended():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                select.select([self.socket], [], [], min(left, 0.05))
+                self._pq.consume_input()
+        except (psycopg.Error, SourceError):
+            return
+
+    def _ended(self) -> bool:
+        size = 1
+        while size > 0:
+            size, _ = self._pq.get_copy_data(1)
+        return size < 0
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def _refusal(result: "pq.abc.PGresult | None", slot: str) -> SourceError:
+    message = _first_line(result)
+    state = _text(result.error_field(pq.DiagnosticField.SQLSTATE)) if result is not None else None
+    if state == _IN_USE:
+        return SlotInUseError(f"slot {slot!r} is in use: {message}")
+    if state == _NO_SUCH_OBJECT:
+        return GapError(f"{message}; create it with `leasecache setup --apply`, then clear the cache")
+    if (state == _NOT_IN_STATE and "invalidated" in message) or "no longer" in message:
+        return GapError(f"slot {slot!r} is lost: {message}; drop and re-create it, then clear the cache")
+    return SourceError(f"cannot stream from slot {slot!r}: {message}")
+
+
+def _first_line(result: "pq.abc.PGresult | None") -> str:
+    if result is None:
+        return "no reason given"
+    message = _text(result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY))
+    return message or "the server closed it"
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="replace")
+
+
+def _quoted(name: str) -> str:
+    # the option is a string literal that holds a list of identifiers
+    return '"' + name.replace('"', '""').replace("'", "''") + '"'

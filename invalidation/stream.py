@@ -1,0 +1,184 @@
+"""The replication stream without its socket: frames in, complete transactions out, acknowledgements as bytes.
+
+What may arrive when is the table `_ALLOWED`: a transaction is Begin, any number of changes, Commit; relations, types
+and messages may come anywhere. Anything else is a SourceError, after which the stream is of no more use: reconnect, and
+the server repeats whatever was not acknowledged.
+https://www.postgresql.org/docs/current/protocol-replication.html
+"""
+
+import struct
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from leasecache.errors import SourceError
+from leasecache.invalidation.pgoutput import (
+    AnyMessage,
+    Begin,
+    Change,
+    Commit,
+    Delete,
+    Insert,
+    Message,
+    Origin,
+    Relation,
+    Truncate,
+    Type,
+    Update,
+    decode,
+)
+from leasecache.invalidation.wire import Reader
+
+POSTGRES_EPOCH = 946_684_800  # 2000-01-01 UTC in Unix seconds
+MESSAGE_PREFIX = "leasecache"
+
+_STATUS = struct.Struct("!cQQQqB")
+
+
+class Keepalive(NamedTuple):
+    """The server is alive; everything up to `wal_end` that concerns this slot has been sent."""
+
+    wal_end: int
+    reply_requested: bool
+
+
+class Data(NamedTuple):
+    """A frame that carries one pgoutput message."""
+
+    wal_end: int
+    payload: bytes
+
+
+class Loss(NamedTuple):
+    """A change whose keys cannot be known from the stream."""
+
+    reason: str  # "truncate" | "toast" | "identity" | "column" | "value"
+    table: str
+    function: str  # whose keys stay stale; "*" = all of the table
+
+
+@dataclass(slots=True)
+class Touched:
+    """What the open transaction has touched so far."""
+
+    keys: dict[bytes, float] = field(default_factory=dict)  # key → s it may be served stale, the least of its rules
+    losses: Counter[Loss] = field(default_factory=Counter)
+    rows: int = 0
+    messages: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transaction:
+    """A committed transaction: what it touched, and where it stands in the log."""
+
+    xid: int  # 32 bits
+    end_lsn: int
+    committed_at: float  # Unix s, by the server's clock
+    touched: Touched
+
+
+class Rows(Protocol):
+    """Where relations and changes go: the router."""
+
+    def describe(self, relation: Relation) -> None:
+        """Remember what the tuples of a relation look like."""
+        ...
+
+    def route(self, change: Change, touched: Touched) -> None:
+        """Add what `change` touches."""
+        ...
+
+
+def parse_frame(frame: bytes) -> Data | Keepalive:
+    """Read one CopyData frame from the server. Raises SourceError on anything but a whole known frame."""
+    reader = Reader(frame, "replication frame")
+    kind = reader.take(1)
+    if kind == b"w":
+        reader.take(8)  # start of the message in the log
+        wal_end = reader.uint(8)
+        reader.take(8)  # the server's clock
+        return Data(wal_end, reader.rest())
+    if kind == b"k":
+        wal_end = reader.uint(8)
+        reader.take(8)
+        reply_requested = reader.uint(1) != 0
+        reader.finish()
+        return Keepalive(wal_end, reply_requested)
+    raise reader.error(f"is of unknown kind {kind!r}")
+
+
+def status_update(position: int, now: float, *, reply_requested: bool = False) -> bytes:
+    """Return the frame that acknowledges everything before `position`; `now` is in Unix seconds."""
+    return _STATUS.pack(b"r", position, position, position, unix_to_micros(now), reply_requested)
+
+
+def unix_to_micros(seconds: float) -> int:
+    """Return Unix seconds as Postgres microseconds since 2000."""
+    return int((seconds - POSTGRES_EPOCH) * 1e6)
+
+
+class Stream:
+    """Assemble transactions from frames."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._begin: Begin | None = None
+        self._touched = Touched()
+        self.received = 0  # highest position the server has reported
+        self.stray_messages = 0  # commit messages outside a transaction
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction has begun and its Commit has not arrived."""
+        return self._begin is not None
+
+    def receive(self, frame: bytes) -> Transaction | Keepalive | None:
+        """Take one frame; return a keepalive, or the transaction it completes."""
+        parsed = parse_frame(frame)
+        self.received = max(self.received, parsed.wal_end)
+        if isinstance(parsed, Keepalive):
+            return parsed
+        return self._take(decode(parsed.payload))
+
+    def _take(self, message: AnyMessage) -> Transaction | None:
+        if type(message) not in _ALLOWED[self.in_transaction]:
+            where = "inside" if self.in_transaction else "outside"
+            raise SourceError(f"{type(message).__name__} arrived {where} a transaction")
+        if isinstance(message, (Insert, Update, Delete, Truncate)):
+            self._touched.rows += 1
+            self._rows.route(message, self._touched)
+        elif isinstance(message, Begin):
+            self._begin, self._touched = message, Touched()
+        elif isinstance(message, Commit):
+            return self._complete(message)
+        elif isinstance(message, Relation):
+            self._rows.describe(message)
+        elif isinstance(message, Message) and message.prefix == MESSAGE_PREFIX:
+            self._count_message()
+        return None
+
+    def _complete(self, commit: Commit) -> Transaction:
+        begin = self._begin
+        if begin is None or begin.final_lsn != commit.commit_lsn:
+            raise SourceError("Commit does not belong to the transaction that began")
+        self._begin = None
+        self.received = max(self.received, commit.end_lsn)
+        return Transaction(
+            xid=begin.xid,
+            end_lsn=commit.end_lsn,
+            committed_at=commit.committed_at / 1e6 + POSTGRES_EPOCH,
+            touched=self._touched,
+        )
+
+    def _count_message(self) -> None:
+        if self.in_transaction:
+            self._touched.messages += 1
+        else:
+            self.stray_messages += 1
+
+
+_ANYWHERE = frozenset({Relation, Type, Message})
+_ALLOWED: dict[bool, frozenset[type[AnyMessage]]] = {
+    False: _ANYWHERE | {Begin},
+    True: _ANYWHERE | {Commit, Insert, Update, Delete, Truncate, Origin},
+}
