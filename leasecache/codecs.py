@@ -172,4 +172,3 @@ def _shape(annotation: Any) -> str:
     """Describe the type structurally: field names, types and defaults of everything it reaches."""
     schemas = msgspec.json.schema_components([annotation], ref_template="{name}")
     return json.dumps(schemas, sort_keys=True, default=str)
-

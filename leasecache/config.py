@@ -1,6 +1,7 @@
 """Cache URLs: `memcached://host:port,host:port?namespace=shop`, `memory://`, `null://`. Parsing opens nothing."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -97,9 +98,9 @@ def _option(url: str, scheme: str, name: str, text: str) -> float | int:
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
         raise ConfigError(f"cache URL {url!r}: unknown option {name!r}; {hint}")
     try:
-        value = _OPTIONS[scheme][name](text)
+        value: float | int = _OPTIONS[scheme][name](text)
     except ValueError:
         value = 0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise ConfigError(f"cache URL {url!r}: {name} must be a number above 0, not {text!r}")
     return value

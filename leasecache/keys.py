@@ -1,7 +1,6 @@
 """Key templates: `"media:{media_id}"` and typed fields, rendered to the same bytes in Python and in the daemon."""
 
 import datetime
-import enum
 import functools
 import string
 import types
@@ -9,6 +8,7 @@ import typing
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from leasecache._accel import Renderer
@@ -46,7 +46,7 @@ class FieldType:
 
     kind: str
     nullable: bool = False
-    enum: type[enum.Enum] | None = None
+    enum: type[Enum] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,11 @@ class KeyTemplate:
         if missing:
             raise DefinitionError(f"template {text!r}: field {missing[0]!r} has no type")
         return cls(text=text, literals=literals, fields=fields, types=tuple(field_types[name] for name in fields))
+
+    @staticmethod
+    def fields_of(text: str) -> tuple[str, ...]:
+        """Return the field names of a template, in order. Raises DefinitionError when it is malformed."""
+        return _split(text)[1]
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -120,7 +125,7 @@ def field_type(annotation: Any, where: str) -> FieldType:
         bare = bare.__supertype__
         bare, inner = _strip_optional(bare)
         nullable = nullable or inner
-    if isinstance(bare, type) and issubclass(bare, enum.Enum):
+    if isinstance(bare, type) and issubclass(bare, Enum):
         return FieldType(kind=_enum_kind(bare, where), nullable=nullable, enum=bare)
     if bare in _TYPES:
         return FieldType(kind=_TYPES[bare], nullable=nullable)
@@ -135,7 +140,7 @@ def _strip_optional(annotation: Any) -> tuple[Any, bool]:
     return (arms[0], True) if len(arms) == 1 else (annotation, False)
 
 
-def _enum_kind(enum_class: type[enum.Enum], where: str) -> str:
+def _enum_kind(enum_class: type[Enum], where: str) -> str:
     kinds = {_TYPES.get(type(member.value)) for member in enum_class}
     if kinds == {"int"}:
         return "int"
@@ -149,7 +154,8 @@ def _name(annotation: Any) -> str:
 
 
 def _split(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    literals, fields = [""], []
+    literals: list[str] = [""]
+    fields: list[str] = []
     for literal, name in _parts(text):
         literals[-1] += literal
         if name is None:
@@ -183,7 +189,9 @@ def _check_literals(text: str, literals: list[str]) -> None:
         raise DefinitionError("an empty template has no key; write for example 'media:{media_id}'")
     for character in "".join(literals):
         if not "!" <= character <= "~" or character in "{}":
-            raise DefinitionError(f"template {text!r}: {character!r} cannot be in a key; use visible ASCII without braces")
+            raise DefinitionError(
+                f"template {text!r}: {character!r} cannot be in a key; use visible ASCII without braces"
+            )
     if len("".join(literals)) > 120:
         raise DefinitionError(f"template {text!r} has more than 120 literal characters; keys are at most 220 bytes")
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Proves the right to store: the item's CAS, and how many connections there were when it was issued.
+    """Proves the right to store: the item's CAS, and when it was issued in terms of this process's connections.
 
     A CAS number can come back after a server restart. A connection that is older than the token has outlived any
     restart, so only such a connection may present it.
     """
 
     cas: int
-    epoch: int
+    epoch: int  # number of the latest connection when the lease-get was sent
+    born: int  # number of the connection that brought the answer
 
 
 @dataclass(frozen=True, slots=True)

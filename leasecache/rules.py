@@ -67,7 +67,7 @@ class RuleSet:
     def from_json(cls, document: Any) -> "RuleSet":
         """Read what `to_json` wrote. Raises ConfigError naming the faulty entry."""
         if not isinstance(document, dict) or document.get("version") != RULES_VERSION:
-            raise ConfigError(f"rules: expected an object with version {RULES_VERSION}; make it with `leasecache rules`")
+            raise ConfigError(f"rules: expected an object of version {RULES_VERSION}; `leasecache rules` prints one")
         namespace = document.get("namespace")
         if namespace is not None and not isinstance(namespace, str):
             raise ConfigError("rules: namespace must be a string or null")

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheError
@@ -39,18 +39,16 @@ class MemcachedNode:
 
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
-        epoch, replies = self._exchange(meta.lease_get(key, lease_for, refresh_ahead), 1)
-        return self._checked(meta.answer, key, replies[0], epoch)
+        told = self._exchange(meta.lease_get(key, lease_for, refresh_ahead), 1)
+        return self._checked(meta.answer, key, told.replies[0], told.epoch, told.born)
 
     def lease_get_many(self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0) -> list[Answer]:
         """Return an answer per key, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
         answers: list[Answer] = []
         for chunk in _chunks([meta.lease_get(key, lease_for, refresh_ahead) for key in keys]):
-            epoch, replies = self._exchange(b"".join(chunk), len(chunk))
-            chunk_keys = keys[len(answers) : len(answers) + len(chunk)]
-            answers += [
-                self._checked(meta.answer, key, reply, epoch) for key, reply in zip(chunk_keys, replies, strict=True)
-            ]
+            told = self._exchange(b"".join(chunk), len(chunk))
+            asked = zip(keys[len(answers) : len(answers) + len(chunk)], told.replies, strict=True)
+            answers += [self._checked(meta.answer, key, reply, told.epoch, told.born) for key, reply in asked]
         return answers
 
     def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused:
@@ -83,7 +81,7 @@ class MemcachedNode:
             if stale_for < 1:
                 self._acknowledged(meta.delete_quietly(chunk))
             else:
-                _, looks = self._exchange(meta.look(chunk), len(chunk))
+                looks = self._exchange(meta.look(chunk), len(chunk)).replies
                 windows = [self._checked(meta.stale_window, look, stale_for) for look in looks]
                 self._acknowledged(meta.mark_stale_quietly(zip(chunk, windows, strict=True)))
 
@@ -110,36 +108,33 @@ class MemcachedNode:
         self._pool.close()
 
     def _acknowledged(self, request: bytes) -> None:
-        replies = self._retrying(lambda wire: wire.exchange_quiet(request))[1]
-        self._checked(meta.acknowledge, replies)
+        told = self._retrying(lambda wire: wire.exchange_quiet(request))
+        self._checked(meta.acknowledge, told.replies)
 
-    def _exchange(self, request: bytes, count: int) -> tuple[int, list[Reply]]:
+    def _exchange(self, request: bytes, count: int) -> "_Told":
         return self._retrying(lambda wire: wire.exchange(request, count))
 
-    def _retrying(self, talk: Callable[[Wire], list[Reply]]) -> tuple[int, list[Reply]]:
+    def _retrying(self, talk: Callable[[Wire], list[Reply]]) -> "_Told":
         """Talk over any connection; if a pooled one turns out dead, once more over a new one."""
         self._down.check(self.name)
         try:
             connection = self._pool.acquire()
-            epoch = EPOCH.latest
-            if not connection.pooled:
-                return self._up(epoch, self._converse(connection, talk))
             try:
-                return self._up(epoch, self._converse(connection, talk))
-            except NodeTimeout:
-                raise
-            except NodeError:
+                told = self._over(connection, talk)
+            except NodeError as error:
+                if isinstance(error, NodeTimeout) or not connection.pooled:
+                    raise
                 self._pool.close()  # what else is idle has most likely died with it
-                connection = self._pool.acquire()
-                epoch = EPOCH.latest
-                return self._up(epoch, self._converse(connection, talk))
+                told = self._over(self._pool.acquire(), talk)
         except NodeError:
             self._down.failed()
             raise
-
-    def _up(self, epoch: int, replies: list[Reply]) -> tuple[int, list[Reply]]:
         self._down.answered()
-        return epoch, replies
+        return told
+
+    def _over(self, connection: Connection, talk: Callable[[Wire], list[Reply]]) -> "_Told":
+        epoch = EPOCH.latest  # before the request is sent: a later connection may be to a restarted server
+        return _Told(self._converse(connection, talk), epoch, connection.epoch)
 
     def _converse(self, connection: Connection, talk: Callable[[Wire], list[Reply]]) -> list[Reply]:
         try:
@@ -188,6 +183,12 @@ class MemcachedNode:
             no_delay=True,
             serde=_RawSerde(),
         )
+
+
+class _Told(NamedTuple):
+    replies: list[Reply]
+    epoch: int  # number of the latest connection when the request was sent
+    born: int  # number of the connection that brought the replies
 
 
 class _RawSerde:

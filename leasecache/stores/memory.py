@@ -122,7 +122,7 @@ class MemoryStore:
             self._size = 0
 
     def _answer(self, key: bytes, item: _Item, won: bool, taken: bool, now: float) -> Answer:
-        token = Token(item.cas, 0)
+        token = Token(item.cas, 0, 0)
         left = item.expires - now
         decision = decide(won, item.stale, taken, content(len(item.value), item.flags))
         if item.flags:

@@ -102,13 +102,13 @@ def debug(line: bytes) -> tuple[float | None, int] | None:
     return (None if expiry == -1 else float(abs(expiry))), int(found[3])
 
 
-def answer(key: bytes, reply: Reply, epoch: int) -> Answer:
+def answer(key: bytes, reply: Reply, epoch: int, born: int) -> Answer:
     """Turn the reply to a lease-get into what the caller may do. Raises NodeError on an error reply."""
     if reply.code == b"EN":
         return Lease(key, None)  # no memory for the stub although N asked for one
     if reply.code != b"VA" or reply.value is None:
         raise unexpected(reply)
-    value, flags, token = reply.value, reply.flags, Token(reply.cas, epoch)
+    value, flags, token = reply.value, reply.flags, Token(reply.cas, epoch, born)
     expires_in = None if reply.ttl < 0 else float(reply.ttl)
     decision = decide(reply.won, reply.stale, reply.taken, content(len(value), flags))
     if decision is Decision.HIT:

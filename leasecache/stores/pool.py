@@ -1,15 +1,14 @@
 """Connections to one node: shared by threads, dropped after a fork, each with the epoch of its birth."""
 
 import contextlib
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 
 from leasecache._accel import Wire
 from leasecache.errors import NodeTimeout
+from leasecache.fork import forget_after_fork
 
 
 class Epoch:
@@ -18,6 +17,7 @@ class Epoch:
     def __init__(self) -> None:
         self.latest = 0
         self.forget()
+        forget_after_fork(self)
 
     def forget(self) -> None:
         """Renew the lock, which another thread may have held when the process forked."""
@@ -58,7 +58,7 @@ class Pool:
         self._changed = threading.Condition()
         self._waiting = 0
         self._opening = 0
-        _POOLS.add(self)
+        forget_after_fork(self)
 
     def acquire(self) -> Connection:
         """Return a connection for one exchange. Raises NodeError, or NodeTimeout when all stay busy."""
@@ -150,16 +150,3 @@ class Pool:
         self._born = set()
         self._changed = threading.Condition()
         self._waiting = self._opening = 0
-
-
-_POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    EPOCH.forget()
-    for pool in list(_POOLS):
-        pool.forget()
-
-
-os.register_at_fork(after_in_child=_forget_all)
-

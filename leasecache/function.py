@@ -1,0 +1,258 @@
+"""One cached function: its template, policy and codec, and what its callers can ask of it."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from leasecache.codecs import Codec, DecodeError, make_codec
+from leasecache.driver import Driver
+from leasecache.errors import DefinitionError, NodeError
+from leasecache.flow import AHEAD_ALWAYS, Entry, Flow, LoadTime, Task, fetch, renew
+from leasecache.keys import KeyTemplate
+from leasecache.lease import Answer, Hit, Lease
+from leasecache.policy import Policy
+from leasecache.rules import Row, Rule, split_table
+from leasecache.signature import KeySignature, qualified_name, resolve
+from leasecache.singleflight import Flights, Permits
+
+Loader = Callable[..., Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+
+class Runtime(Protocol):
+    """What a cached function needs of its cache."""
+
+    def driver(self) -> Driver:
+        """Return the driver of the configured store. Raises ConfigError before `configure`."""
+
+    def bypassed(self) -> bool:
+        """Tell whether calls must neither be served nor fill."""
+
+
+class CachedCore:
+    """The behaviour behind a decorated function, whichever way it was bound."""
+
+    def __init__(
+        self,
+        fn: Loader,
+        template: str,
+        policy: Policy,
+        *,
+        runtime: Runtime,
+        depends_on: Row | Sequence[Row] | None,
+        ignore: Sequence[str],
+    ) -> None:
+        """Check the whole declaration. Raises DefinitionError naming the fault and the fix."""
+        self.name = qualified_name(fn)
+        self.fn = fn
+        self.policy = policy
+        fields = KeyTemplate.fields_of(template)
+        self.signature = KeySignature(fn, fields, ignore)
+        self.template = KeyTemplate.typed(template, self.signature.field_types())
+        self.rules = tuple(self._rule(row) for row in _rows(depends_on))
+        self._inline = bool(ignore)
+        self._runtime = runtime
+        self._bound: Any = (None, None)  # (driver, renderer under its namespace)
+        self._codec = self._early_codec()
+        self._load_time = LoadTime()
+        self._flights = Flights()
+        self._permits = Permits()
+
+    def call(self, load: Loader, args: Args, kwargs: Kwargs, skip: int = 0) -> Any:
+        """Return the value; a plain hit is served without entering a flow. `skip` arguments are not in the key."""
+        if self._runtime.bypassed():
+            return load(*args, **kwargs)
+        driver, renderer = self._bind()
+        key = renderer.from_python(self.signature.values(args[skip:] if skip else args, kwargs))
+        policy = self.policy
+        answer: Answer | NodeError
+        try:
+            answer = driver.store.lease_get(key, policy.lease_for, policy.refresh_ahead)
+        except NodeError as error:
+            answer = error
+        if type(answer) is Hit:
+            try:
+                return self.codec.decode(answer.flags, answer.value)
+            except DecodeError:
+                pass  # the flow drops it and loads
+        return self._run(driver, key, lambda: load(*args, **kwargs), lambda task: fetch(task, answer)).value
+
+    def lookup(self, load: Loader, args: Args, kwargs: Kwargs, skip: int = 0) -> Entry:
+        """Return the value with its provenance."""
+        if self._runtime.bypassed():
+            return Entry(load(*args, **kwargs), "uncached", None)
+        driver, key = self._bind()[0], self.key(args[skip:], kwargs)
+        answer = self._ask(driver, key, self.policy.refresh_ahead)
+        return self._run(driver, key, lambda: load(*args, **kwargs), lambda task: fetch(task, answer))
+
+    def refresh(self, load: Loader, args: Args, kwargs: Kwargs, skip: int = 0) -> Any:
+        """Load now, store under a lease, return the value."""
+        if self._runtime.bypassed():
+            return load(*args, **kwargs)
+        driver, key = self._bind()[0], self.key(args[skip:], kwargs)
+        answer = self._ask(driver, key, AHEAD_ALWAYS)
+        return self._run(driver, key, lambda: load(*args, **kwargs), lambda task: renew(task, answer)).value
+
+    def peek(self, args: Args, kwargs: Kwargs) -> Entry | None:
+        """Return the cached entry without a lease and without loading, or None.
+
+        The server does not tell whether a value was invalidated; one that could have been is reported as "stale".
+        """
+        driver = self._bind()[0]
+        try:
+            hit = driver.store.look(self.key(args, kwargs))
+            value = None if hit is None else self.codec.decode(hit.flags, hit.value)
+        except (NodeError, DecodeError):
+            return None
+        if hit is None:
+            return None
+        surely_fresh = not self.policy.stale_for or hit.expires_in is None or hit.expires_in > self.policy.stale_for
+        return Entry(value, "fresh" if surely_fresh else "stale", hit.expires_in)
+
+    def invalidate(self, args: Args, kwargs: Kwargs) -> None:
+        """Void leases on the key and drop its value, or leave it stale for `stale_for`. Raises NodeError."""
+        self._bind()[0].store.invalidate([self.key(args, kwargs)], self.policy.stale_for)
+
+    def key(self, args: Args, kwargs: Kwargs) -> bytes:
+        """Return the logical key. Raises TypeError naming function and field."""
+        key: bytes = self._bind()[1].from_python(self.signature.values(args, kwargs))
+        return key
+
+    def get_many(self, load: Loader, arguments: Iterable[Any], skip: Args = ()) -> dict[Any, Any]:
+        """Return {argument: value} with one lease-get per node; won keys are loaded here, one after the other.
+
+        An argument is a tuple of all key fields, or the one key field. `skip` arguments precede them in the call.
+        """
+        calls = {argument: argument if isinstance(argument, tuple) else (argument,) for argument in arguments}
+        if self._runtime.bypassed():
+            return {argument: load(*skip, *args) for argument, args in calls.items()}
+        driver = self._bind()[0]
+        keys = {argument: self.key(args, {}) for argument, args in calls.items()}
+        answers = driver.store.lease_get_many(list(keys.values()), self.policy.lease_for, self.policy.refresh_ahead)
+        found: dict[Any, Any] = {}
+        won = {a: answers[key] for a, key in keys.items() if isinstance(answers[key], Lease)}
+        with _Unbegun(driver, won.values()) as unbegun:
+            deadline = time.monotonic() + self.policy.lease_for / 2
+            for argument in (*won, *(a for a in keys if a not in won)):
+                key, args = keys[argument], (*skip, *calls[argument])
+                answer = answers[key] if time.monotonic() < deadline else self._again(driver, key, unbegun)
+                unbegun.begin(answer)
+                found[argument] = self._resolve(driver, key, answer, load, args)
+        return {argument: found[argument] for argument in calls}
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the return annotation, resolved at first use if it did not resolve when decorated."""
+        if self._codec is None:
+            self._codec = self._make_codec()
+        return self._codec
+
+    def _again(self, driver: Driver, key: bytes, unbegun: "_Unbegun") -> Answer | NodeError:
+        unbegun.release()
+        return self._ask(driver, key, self.policy.refresh_ahead)
+
+    def _resolve(self, driver: Driver, key: bytes, answer: Answer | NodeError, load: Loader, args: Args) -> Any:
+        if type(answer) is Hit:
+            try:
+                return self.codec.decode(answer.flags, answer.value)
+            except DecodeError:
+                pass  # the flow drops it and loads
+        return self._run(driver, key, lambda: load(*args), lambda task: fetch(task, answer)).value
+
+    def _ask(self, driver: Driver, key: bytes, refresh_ahead: float) -> Answer | NodeError:
+        try:
+            return driver.store.lease_get(key, self.policy.lease_for, refresh_ahead)
+        except NodeError as error:
+            return error
+
+    def _run(self, driver: Driver, key: bytes, load: Callable[[], Any], flow: Callable[[Task], Flow]) -> Entry:
+        task = Task(
+            name=self.name,
+            key=key,
+            policy=self.policy,
+            codec=self.codec,
+            load=load,
+            inline=self._inline,
+            load_time=self._load_time,
+            flights=self._flights,
+            permits=self._permits,
+        )
+        return driver.run(flow(task), task)
+
+    def _bind(self) -> Any:
+        driver = self._runtime.driver()
+        bound = self._bound
+        if bound[0] is not driver:
+            bound = self._bound = (driver, self.template.renderer(driver.store.namespace, self.name))
+        return bound
+
+    def _rule(self, row: Row) -> Rule:
+        for name in self.template.fields:
+            if name not in row.fields:
+                raise DefinitionError(f"{self.name}: row({row.table!r}) does not bind key field {name!r}; add {name}=…")
+        for name in row.fields:
+            if name not in self.template.fields:
+                raise DefinitionError(f"{self.name}: row({row.table!r}) binds {name!r}, which is not a key field")
+        schema, table = split_table(row.table)
+        return Rule(
+            function=self.name,
+            template=self.template.text,
+            kinds=self.template.kinds,
+            schema=schema,
+            table=table,
+            fields=row.fields,
+            columns=row.columns,
+            stale_for=self.policy.stale_for,
+        )
+
+    def _early_codec(self) -> Codec | None:
+        if self.policy.codec is None and "return" not in self.fn.__annotations__:
+            raise DefinitionError(f"{self.name} has no return annotation; add one, or codec='json' or codec='pickle'")
+        try:
+            return self._make_codec()
+        except NameError:
+            return None
+
+    def _make_codec(self) -> Codec:
+        return make_codec(
+            None if self.policy.codec else resolve(self.fn, "return"),
+            name=self.policy.codec,
+            version=self.policy.version,
+            compress_over=self.policy.compress_over,
+            where=self.name,
+        )
+
+
+class _Unbegun:
+    """Leases of a batch whose loads have not begun; given back when one fails or time runs out."""
+
+    def __init__(self, driver: Driver, answers: Iterable[Any]) -> None:
+        self._driver = driver
+        self._leases = {id(lease): lease for lease in answers}
+
+    def __enter__(self) -> "_Unbegun":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def begin(self, answer: object) -> None:
+        """Hand over one lease to its load."""
+        self._leases.pop(id(answer), None)
+
+    def release(self) -> None:
+        """Give the others back."""
+        while self._leases:
+            self._driver.release(self._leases.popitem()[1])
+
+
+def _rows(depends_on: Row | Sequence[Row] | None) -> tuple[Row, ...]:
+    if depends_on is None:
+        return ()
+    rows = (depends_on,) if isinstance(depends_on, Row) else tuple(depends_on)
+    if not rows or not all(isinstance(row, Row) for row in rows):
+        raise DefinitionError(
+            "depends_on takes one row(...) or several, such as depends_on=row('media', media_id='id')"
+        )
+    return rows
