@@ -1,20 +1,14 @@
 """Fixtures of every test; one file per concern."""
 
-import importlib
 import sys
 
 import pytest
+
+from leasecache._accel import IMPL
 
 pytest_plugins = ["tests.fix_servers"]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say which implementation of the hot path the tests run on."""
-    return f"leasecache: {_implementation()}, Python {sys.version.split()[0]}"
-
-
-def _implementation() -> str:
-    try:
-        return str(importlib.import_module("leasecache._accel").IMPL)
-    except ModuleNotFoundError:
-        return "no leasecache._accel"
+    return f"leasecache: {IMPL}, Python {sys.version.split()[0]}"

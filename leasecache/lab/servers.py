@@ -132,7 +132,7 @@ class Server(ABC):
         return self._process is not None and self._process.poll() is None
 
     def start(self: S) -> S:
-        """Start and wait until the server answers; after a stop or kill, on the same port with the same data.
+        """Start unless it runs and wait until it answers; after a stop or kill, on the same port with the same data.
 
         A first start that fails leaves nothing behind. Raises ServerError with the tail of the log.
         """
@@ -142,7 +142,7 @@ class Server(ABC):
             except BaseException:
                 self.close()
                 raise
-        else:
+        elif not self.running:
             self._launch()
         return self
 
@@ -230,6 +230,7 @@ class Server(ABC):
         raise taken
 
     def _launch(self) -> None:
+        self._settle()
         self._process = self._spawn(self.command(), subprocess.DEVNULL)
         try:
             wait_until(self._started, START_WITHIN, f"start of {self.name}")

@@ -1,5 +1,6 @@
 """The lab's Postgres nodes do what the tests of the library take for granted."""
 
+import subprocess
 import threading
 import time
 
@@ -10,6 +11,12 @@ from leasecache.errors import ConfigError
 from leasecache.lab import DataCentre, PostgresServer, ServerError, wait_until
 from leasecache.lab.warden import tree
 from tests.fix_servers import PostgresPair
+
+
+def shared_memory() -> set[str]:
+    """List the identifiers of the System V segments of this machine, which ipcs has in its second column."""
+    lines = subprocess.run(["ipcs", "-m"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[1] for line in lines if len(line.split()) > 1}
 
 
 def test_a_standby_replays_what_its_primary_commits(postgres_pair: PostgresPair, database: str) -> None:
@@ -98,13 +105,13 @@ def test_a_restart_loads_what_only_a_restart_can_change(fresh_pair: PostgresPair
     assert standby.value("show max_connections") == "300"
 
 
-def test_refused_settings_change_nothing(postgres_pair: PostgresPair) -> None:
+def test_refused_settings_change_nothing(postgres_version: int) -> None:
     """A value that Postgres refuses is an error that names it, and the rest of the call has no effect either."""
-    primary = postgres_pair.primary
-    with pytest.raises(ConfigError, match="primary refuses work_mem = lots"):
-        primary.configure(work_mem="lots", jit=True)
-    primary.configure(work_mem="4MB")
-    assert primary.value("show jit") == "off"
+    with PostgresServer(postgres_version) as primary:
+        with pytest.raises(ConfigError, match="primary refuses work_mem = lots"):
+            primary.configure(work_mem="lots", jit=True)
+        primary.configure(work_mem="4MB")
+        assert primary.value("show jit") == "off"
 
 
 def test_a_promoted_standby_takes_over_with_the_others_behind_it(
@@ -132,6 +139,15 @@ def test_two_primaries_are_different_systems(postgres_pair: PostgresPair, postgr
     with PostgresServer(postgres_version) as stranger:
         identifiers = [node.value(identify) for node in (postgres_pair.primary, postgres_pair.standby, stranger)]
     assert identifiers[0] == identifiers[1] != identifiers[2]
+
+
+def test_a_killed_postgres_leaves_no_shared_memory() -> None:
+    """The System V segment that survives SIGKILL goes when the server is closed."""
+    with PostgresServer() as server:
+        segment = (server.data / "postmaster.pid").read_text().splitlines()[6].split()[1]
+        server.kill()
+        assert segment in shared_memory()
+    assert segment not in shared_memory()
 
 
 def test_a_postgres_that_cannot_start_says_why() -> None:
