@@ -166,15 +166,15 @@ def _create_on_standby(
         created.result()
 
 
-def find_primary(source: str) -> str | None:
-    """Return the DSN of the primary that `source` follows, None when `source` is the primary.
+def find_primary(source: str, named: str | None) -> str | None:
+    """Return the DSN of the primary that `source` follows (`named` if given), None when `source` is the primary.
 
     Raises SourceError when the server does not say where it is.
     """
     with connect(source) as connection:
         ((in_recovery,),) = ask(connection, "select pg_is_in_recovery()")
-        if not in_recovery:
-            return None
+        if not in_recovery or named is not None:
+            return named if in_recovery else None
         rows = ask(connection, "select sender_host, sender_port from pg_stat_wal_receiver")
     if not rows or rows[0][0] is None:
         raise SourceError("the standby does not say where its primary is (pg_monitor may); name it with --primary DSN")

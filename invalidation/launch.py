@@ -1,15 +1,17 @@
-"""From a configuration file to a running daemon."""
+"""From a configuration file to what was asked for: a running daemon, findings, or a setup."""
 
 import logging
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 from leasecache.config import open_store
-from leasecache.errors import ConfigError
-from leasecache.invalidation.catalog import read_catalog
+from leasecache.errors import ConfigError, SourceError
+from leasecache.invalidation.catalog import Catalog, read_catalog
 from leasecache.invalidation.daemon import Daemon
-from leasecache.invalidation.lint import lint
+from leasecache.invalidation.ddl import Step, apply, find_primary, plan
+from leasecache.invalidation.lint import Finding, lint
 from leasecache.invalidation.logs import event
 from leasecache.invalidation.router import Router
 from leasecache.invalidation.server import StatusServer
@@ -47,7 +49,7 @@ def run_daemon(path: Path | None) -> None:
         signal.signal(number, lambda *_: daemon.stop())
     server = _serve(settings, monitor)
     try:
-        refuse_unfit(settings, rules)
+        _refuse_unfit(lint(rules, _inspect(settings, rules)))
         daemon.run()
     finally:
         if server is not None:
@@ -55,14 +57,50 @@ def run_daemon(path: Path | None) -> None:
         store.close()
 
 
-def refuse_unfit(settings: Settings, rules: RuleSet) -> None:
-    """Raise ConfigError, in one line, when the source cannot serve the rules."""
-    with connect(settings.source.dsn) as connection:
-        catalog = read_catalog(connection, settings.source.slot, settings.source.publication, rules)
-    findings = [finding for finding in lint(rules, catalog) if finding.fatal]
-    if findings:
-        more = f" ({len(findings) - 1} more)" if len(findings) > 1 else ""
-        raise ConfigError(f"{findings[0].sentence()}{more}; run `leasecache check` for the remedy")
+def find_faults(path: Path | None) -> list[Finding]:
+    """Return what keeps the source from serving the rules. Raises ConfigError when the configuration is wrong."""
+    settings, rules, _ = read_configuration(path)
+    Router(rules)  # refuses templates and kinds that cannot be rendered
+    try:
+        return lint(rules, _inspect(settings, rules))
+    except SourceError as error:
+        return [Finding(code="unreachable", consequence=str(error))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is to be run, and what no statement here can put right."""
+
+    source: str  # dsn
+    steps: list[Step]
+    beyond: list[Finding]
+
+    def apply(self, primary: str | None) -> None:
+        """Run the steps. `primary` is the primary's DSN, needed when the source is a standby that does not tell."""
+        if self.steps:
+            apply(self.steps, self.source, find_primary(self.source, primary))
+
+
+def plan_setup(path: Path | None) -> Setup:
+    """Return the setup that the source needs. Raises ConfigError, and SourceError when it cannot be reached."""
+    settings, rules, _ = read_configuration(path)
+    catalog = _inspect(settings, rules)
+    beyond = [finding for finding in lint(rules, catalog) if finding.fatal and not finding.by_setup]
+    return Setup(source=settings.source.dsn, steps=plan(catalog, rules), beyond=beyond)
+
+
+def _inspect(settings: Settings, rules: RuleSet) -> Catalog:
+    source = settings.source
+    with connect(source.dsn) as connection:
+        return read_catalog(connection, source.slot, source.publication, rules)
+
+
+def _refuse_unfit(findings: list[Finding]) -> None:
+    fatal = [finding for finding in findings if finding.fatal]
+    if fatal:
+        more = f" ({len(fatal) - 1} more)" if len(fatal) > 1 else ""
+        remedy = "setup --apply" if fatal[0].by_setup else "check"
+        raise ConfigError(f"{fatal[0].sentence()}{more}; see `leasecache {remedy}`")
 
 
 def _serve(settings: Settings, monitor: Monitor) -> StatusServer | None:

@@ -17,6 +17,14 @@ TYPES = {  # key kind → column types (pg_type.typname) whose text renders to t
     "bytes": frozenset({"bytea"}),
 }
 _KINDS = {kind_type: kind for kind, types in TYPES.items() for kind_type in types}
+_BY_SETUP = {
+    "publication-missing",
+    "publication-operations",
+    "not-published",
+    "published-in-part",
+    "slot-missing",
+    "identity",
+}
 _REFUSED = {
     "bpchar": "char(n) is padded with blanks; alter the column to text",
     "citext": "citext is compared without case, keys are not; alter the column to text and compare lower(...)",
@@ -34,6 +42,11 @@ class Finding:
     consequence: str  # one sentence, without the full stop
     remedy: tuple[str, ...] = ()  # SQL, or what to change
     fatal: bool = True  # the daemon refuses to start
+
+    @property
+    def by_setup(self) -> bool:
+        """Return whether `leasecache setup --apply` puts it right."""
+        return self.code in _BY_SETUP
 
     def sentence(self) -> str:
         """Return the finding in one line."""

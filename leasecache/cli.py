@@ -1,0 +1,157 @@
+"""The command line. A command imports what it needs when it runs, so `leasecache --help` is quick."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from leasecache.errors import GapError, LeasecacheError
+
+if TYPE_CHECKING:
+    from leasecache.invalidation.ddl import Step
+    from leasecache.invalidation.lint import Finding
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError as missing:
+    print(f"leasecache: the command line needs {missing.name}: pip install 'leasecache[cli]'", file=sys.stderr)  # noqa: T201
+    raise SystemExit(2) from None
+
+DONE, FOUND, WRONG_USE = 0, 1, 2
+
+app = typer.Typer(name="leasecache", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="TOML file; LEASECACHE_<TABLE>_<KEY> in the environment goes over it.", metavar="FILE"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line; every error is one line on standard error."""
+    try:
+        app()
+    except GapError as error:
+        _fail(str(error), FOUND)  # lost changes are a failure, every other error is wrong use
+    except LeasecacheError as error:
+        _fail(str(error), WRONG_USE)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in {"psycopg", "prometheus_client", "tomli"}:
+            _fail(f"unexpected ImportError: {error}", FOUND)
+        _fail(f"this command needs {error.name}: pip install 'leasecache[daemon]' 'psycopg[binary]'", WRONG_USE)
+    except Exception as error:
+        _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it", FOUND)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"leasecache: {message}", err=True)
+    raise SystemExit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from leasecache import _accel
+
+        typer.echo(f"leasecache {version('leasecache')} ({_accel.IMPL})")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print version and implementation."),
+    ] = False,
+) -> None:
+    """A cache for Postgres with leases, and invalidation from logical replication."""
+
+
+@app.command()
+def daemon(
+    config: Config = None,
+    log_format: Annotated[Literal["logfmt", "json"], typer.Option(envvar="LEASECACHE_LOG_FORMAT")] = "logfmt",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(envvar="LEASECACHE_LOG_LEVEL")
+    ] = "info",
+) -> None:
+    """Follow the database and invalidate what committed changes touch, until SIGTERM."""
+    from leasecache.invalidation.launch import run_daemon
+    from leasecache.invalidation.logs import configure
+
+    configure(log_format, log_level)
+    run_daemon(config)
+
+
+@app.command()
+def check(config: Config = None, as_json: AsJson = False) -> None:
+    """Tell whether the database can serve the rules, and print the SQL that would help. Exit code 1 = it cannot."""
+    from leasecache.invalidation.launch import find_faults
+
+    findings = find_faults(config)
+    if as_json:
+        typer.echo(json.dumps([finding.to_json() for finding in findings], indent=2))
+    else:
+        _show_findings(findings)
+    raise typer.Exit(FOUND if findings else DONE)
+
+
+@app.command()
+def setup(
+    config: Config = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Run the statements instead of printing them only.")] = False,
+    primary: Annotated[
+        str | None, typer.Option(help="The primary, when the source is a standby that does not tell.", metavar="DSN")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print, or apply, the SQL for replica identities, publication and slot. What is there already is left alone."""
+    from leasecache.invalidation.launch import plan_setup
+
+    setup_plan = plan_setup(config)
+    if as_json:
+        typer.echo(json.dumps([step._asdict() for step in setup_plan.steps], indent=2))
+    else:
+        _show_steps(setup_plan.steps)
+    if apply:
+        setup_plan.apply(primary)
+    for finding in setup_plan.beyond:
+        typer.echo(f"leasecache: {finding.sentence()}", err=True)
+    raise typer.Exit(FOUND if setup_plan.beyond else DONE)
+
+
+@app.command()
+def rules(cache: Annotated[str, typer.Argument(metavar="MODULE:CACHE")]) -> None:
+    """Print the invalidation rules of a cache as JSON, for a daemon that does not import the application."""
+    from leasecache.invalidation.settings import import_rules
+
+    typer.echo(json.dumps(import_rules(cache).to_json(), indent=2))
+
+
+def _show_findings(findings: "list[Finding]") -> None:
+    if not findings:
+        typer.echo("nothing is wrong")
+        return
+    table = Table("rule", "table", "consequence", show_lines=True)
+    for finding in findings:
+        table.add_row(*(Text(cell or "-") for cell in (finding.rule, finding.table, finding.consequence)))
+    Console().print(table)
+    for remedy in dict.fromkeys(sql for finding in findings for sql in finding.remedy):
+        typer.echo(remedy if remedy.startswith("--") else f"{remedy};")
+
+
+def _show_steps(steps: "list[Step]") -> None:
+    for step in steps:
+        typer.echo(f"-- on the {step.where}: {step.why}\n{step.sql};")
+    if not steps:
+        typer.echo("-- nothing to do")
+
+
+if __name__ == "__main__":
+    main()
