@@ -1,0 +1,61 @@
+# Two commands for a newcomer: make demo, make test. Both set up what is missing and say so in a line.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+READY := $(VENV)/ready
+BUILT := $(VENV)/built
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check loadtest servers clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+demo: $(BUILT) servers ## tour two data centres on real servers (ARGS="--json", "--keep")
+	@$(BIN)/leasecache demo $(ARGS)
+
+test: $(BUILT) servers ## run every test against real servers (ARGS="-k lease")
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(BUILT) ## format, lint, types, layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_layers.py
+
+loadtest: $(BUILT) servers ## 100 locust users on one hot key for 30 s (ARGS="--users 200")
+	@$(BIN)/python -m loadtests.herd $(ARGS)
+
+servers:
+	@set -e; for program in memcached redis-server; do \
+		command -v $$program >/dev/null 2>&1 && continue; \
+		package=$$program; [ $$(id -u) = 0 ] && sudo= || sudo=sudo; \
+		if command -v apt-get >/dev/null 2>&1; then \
+			echo "installing $$package with apt-get"; \
+			$$sudo apt-get update -qq >/dev/null; \
+			DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$package >/dev/null; \
+		elif command -v brew >/dev/null 2>&1; then \
+			package=$${package%-server}; echo "installing $$package with brew"; brew install --quiet $$package; \
+		else \
+			echo "$$program is missing: install it with your system's package manager" >&2; exit 2; \
+		fi; \
+	done
+
+$(READY): pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 …" >&2; exit 2; }
+	@[ -x $(BIN)/python ] || echo "making $(VENV) and installing leasecache into it (once, about two minutes)"
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV) \
+		|| { echo "cannot make $(VENV): on Debian, apt-get install python3-venv" >&2; rm -rf $(VENV); exit 2; }
+	@$(PIP) install --upgrade 'pip>=25.1' 'setuptools>=77' 'Cython>=3.1'
+	@$(PIP) install --no-build-isolation --editable '.[redis,cli,postgres,daemon,lab,loadtest]' --group dev
+	@touch $@
+
+$(BUILT): $(READY) $(wildcard ext/*.pyx ext/*.pxd)
+	@echo "building the extensions"
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+clean: ## remove the virtual environment and everything built
+	rm -rf $(VENV) build dist *.egg-info leasecache/*.so invalidation/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
