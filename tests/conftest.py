@@ -6,7 +6,7 @@ import pytest
 
 from leasecache._accel import IMPL
 
-pytest_plugins = ["tests.fix_servers"]
+pytest_plugins = ["tests.fix_servers", "tests.fix_stores"]
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -160,7 +160,7 @@ class MemcachedNode:
         try:
             _require_version(self.name, client.version())
             settings = client.stats("settings")
-            if not settings.get(b"cas_enabled", True):
+            if settings.get(b"cas_enabled") in (b"no", False):  # the client may or may not have parsed it
                 raise ConfigError(f"memcached {self.name} runs with -C (no CAS); leases need it: start it without -C")
             sock, client.sock = client.sock, None  # the wire owns it from here
         except BaseException as error:

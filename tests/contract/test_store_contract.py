@@ -1,0 +1,222 @@
+"""What every store does alike: the lease, from its first token to every way of losing it."""
+
+from typing import Any
+
+from leasecache.lab import wait_until
+from leasecache.lease import Hit, Lease, Refused, Stale, Stored, Wait
+from leasecache.stores.base import Store
+
+FLAGS = 0x10000001
+AHEAD = 2**31 - 1
+
+
+def won(store: Store, key: bytes) -> Lease:
+    answer = store.lease_get(key, 10)
+    assert isinstance(answer, Lease)
+    return answer
+
+
+def filled(store: Store, key: bytes, value: bytes = b"value", ttl: float = 60) -> None:
+    assert store.lease_set(won(store, key), FLAGS, value, ttl) == Stored()
+
+
+def test_first_reader_wins_and_the_second_waits(store: Store, key: bytes) -> None:
+    """A missing key gives one lease; the next reader is told to wait for that very token."""
+    lease = won(store, key)
+    answer = store.lease_get(key, 10)
+    assert lease.value is None
+    assert isinstance(answer, Wait)
+    assert answer.token is not None and lease.token is not None
+    assert answer.token.cas == lease.token.cas
+
+
+def test_stored_value_is_a_hit_with_its_flags(store: Store, key: bytes) -> None:
+    """What was stored under a lease comes back with the same bytes and flags, and the time it has left."""
+    filled(store, key, b"a\r\n\0b")
+    answer = store.lease_get(key, 10)
+    assert isinstance(answer, Hit)
+    assert (answer.value, answer.flags) == (b"a\r\n\0b", FLAGS)
+    assert answer.expires_in is not None
+    assert 58 <= answer.expires_in <= 60
+
+
+def test_empty_value_is_a_hit(store: Store, key: bytes) -> None:
+    """An empty body with flags is a value and not the stub of a lease."""
+    filled(store, key, b"")
+    assert isinstance(store.lease_get(key, 10), Hit)
+
+
+def test_value_read_before_an_invalidation_is_refused(store: Store, key: bytes) -> None:
+    """A lease-set whose token an invalidation voided stores nothing, and the key is free for a new lease."""
+    lease = won(store, key)
+    store.invalidate([key])
+    assert isinstance(store.lease_set(lease, FLAGS, b"old", 60), Refused)
+    filled(store, key, b"new")
+    assert isinstance(store.lease_set(lease, FLAGS, b"old", 60), Refused)
+    answer = store.lease_get(key, 10)
+    assert isinstance(answer, Hit)
+    assert answer.value == b"new"
+
+
+def test_soft_invalidation_also_voids_the_lease(store: Store, key: bytes) -> None:
+    """A soft invalidation while a value is being loaded refuses that load, with or without an older value."""
+    lease = won(store, key)
+    store.invalidate([key], 30)
+    assert isinstance(store.lease_set(lease, FLAGS, b"old", 60), Refused)
+    assert isinstance(store.lease_get(key, 10), Lease)
+
+
+def test_a_token_stores_once(store: Store, key: bytes) -> None:
+    """A second lease-set under the same token is refused."""
+    lease = won(store, key)
+    assert store.lease_set(lease, FLAGS, b"first", 60) == Stored()
+    assert isinstance(store.lease_set(lease, FLAGS, b"second", 60), Refused)
+
+
+def test_hard_invalidation_drops_the_value(store: Store, key: bytes) -> None:
+    """After a hard invalidation the next reader wins a lease without a value in hand."""
+    filled(store, key)
+    store.invalidate([key])
+    assert won(store, key).value is None
+
+
+def test_soft_invalidation_gives_the_stale_value_to_all_and_the_lease_to_one(store: Store, key: bytes) -> None:
+    """One reader wins with the stale value in hand, the others get it as stale under that token."""
+    filled(store, key)
+    store.invalidate([key], 30)
+    lease = won(store, key)
+    loser = store.lease_get(key, 10)
+    assert (lease.value, lease.fresh) == (b"value", False)
+    assert isinstance(loser, Stale)
+    assert loser.value == b"value"
+    assert loser.expires_in is not None
+    assert loser.expires_in <= 30
+    assert store.lease_set(lease, FLAGS, b"newer", 60) == Stored()
+    assert isinstance(store.lease_get(key, 10), Hit)
+
+
+def test_second_soft_invalidation_does_not_stretch_the_window(store: Store, key: bytes) -> None:
+    """The window of the first soft invalidation stays, though the second asks for a longer one."""
+    filled(store, key)
+    store.invalidate([key], 5)
+    store.invalidate([key], 50)
+    lease = won(store, key)
+    assert lease.expires_in is not None
+    assert lease.expires_in <= 5
+
+
+def test_soft_invalidation_never_lengthens_a_value(store: Store, key: bytes) -> None:
+    """A value with less life left than stale_for keeps what it has."""
+    filled(store, key, ttl=5)
+    store.invalidate([key], 50)
+    lease = won(store, key)
+    assert lease.expires_in is not None
+    assert lease.expires_in <= 5
+
+
+def test_soft_invalidation_voids_the_refresh_of_a_stale_value(store: Store, key: bytes) -> None:
+    """A reader that refreshes a stale value loses to an invalidation that comes meanwhile."""
+    filled(store, key)
+    store.invalidate([key], 30)
+    lease = won(store, key)
+    store.invalidate([key], 30)
+    assert isinstance(store.lease_set(lease, FLAGS, b"old", 60), Refused)
+
+
+def test_released_stub_can_be_won_at_once(store: Store, key: bytes) -> None:
+    """A loader that gives up lets the next reader win instead of waiting for lease_for."""
+    lease = won(store, key)
+    store.release(lease)
+    assert won(store, key).token != lease.token
+    assert isinstance(store.lease_set(lease, FLAGS, b"late", 60), Refused)
+
+
+def test_released_stale_value_can_be_won_at_once_and_keeps_its_window(store: Store, key: bytes) -> None:
+    """Giving back the refresh of a stale value arms the win again without touching the window."""
+    filled(store, key)
+    store.invalidate([key], 30)
+    store.release(won(store, key))
+    again = won(store, key)
+    assert again.value == b"value"
+    assert again.expires_in is not None
+    assert 25 <= again.expires_in <= 30
+
+
+def test_release_with_a_voided_token_does_nothing(store: Store, key: bytes) -> None:
+    """Releasing a lease that was taken over leaves the successor's lease alone."""
+    lease = won(store, key)
+    store.invalidate([key])
+    successor = won(store, key)
+    store.release(lease)
+    assert store.lease_set(successor, FLAGS, b"value", 60) == Stored()
+
+
+def test_early_refresh_is_won_once_and_serves_the_others(store: Store, key: bytes) -> None:
+    """Near its expiry one reader wins a refresh with the fresh value in hand; the others still hit."""
+    filled(store, key)
+    lease = store.lease_get(key, 10, AHEAD)
+    other = store.lease_get(key, 10, AHEAD)
+    assert isinstance(lease, Lease)
+    assert (lease.value, lease.fresh) == (b"value", True)
+    assert isinstance(other, Hit)
+    assert store.lease_set(lease, FLAGS, b"newer", 60) == Stored()
+
+
+def test_stub_of_a_dead_holder_expires(store: Store, key: bytes) -> None:
+    """When a holder never comes back, the lease is won again after lease_for."""
+    assert isinstance(store.lease_get(key, 1), Lease)
+    assert isinstance(store.lease_get(key, 1), Wait)
+    assert wait_until(lambda: isinstance(store.lease_get(key, 1), Lease), 5, "the lease to run out")
+
+
+def test_batch_answers_in_the_order_of_its_keys(store: Store, key: bytes) -> None:
+    """A batch gives each key its own answer: hits, leases and waits mixed."""
+    keys = [b"%b:%d" % (key, i) for i in range(3000)]
+    for i in (0, 7, 2999):
+        filled(store, keys[i], b"%d" % i)
+    waited = won(store, keys[1])
+    answers = store.lease_get_many(keys, 10)
+    kinds: dict[bytes, Any] = {k: type(a) for k, a in answers.items()}
+    assert list(answers) == keys
+    assert [kinds[keys[i]] for i in (0, 1, 7, 2999)] == [Hit, Wait, Hit, Hit]
+    assert sum(kind is Lease for kind in kinds.values()) == 2996
+    assert store.lease_set(waited, FLAGS, b"x", 60) == Stored()
+
+
+def test_batch_invalidation_reaches_every_key(store: Store, key: bytes) -> None:
+    """Thousands of keys in one call, present and absent, hard and soft."""
+    keys = [b"%b:%d" % (key, i) for i in range(5000)]
+    for k in keys[::50]:
+        filled(store, k)
+    store.invalidate(keys[:2500])
+    store.invalidate(keys[2500:], 30)
+    assert not any(isinstance(a, Hit) for a in store.lease_get_many(keys, 10).values())
+
+
+def test_look_takes_no_lease(store: Store, key: bytes) -> None:
+    """Looking at a stub, a value or a stale value leaves the next reader's answer as it was."""
+    assert store.look(key) is None
+    lease = won(store, key)
+    assert store.look(key) is None
+    assert store.lease_set(lease, FLAGS, b"value", 60) == Stored()
+    seen = store.look(key)
+    assert seen is not None
+    assert (seen.value, seen.flags) == (b"value", FLAGS)
+    store.invalidate([key], 30)
+    assert store.look(key) is not None
+    assert won(store, key).value == b"value"
+
+
+def test_lease_without_token_cannot_store(store: Store, key: bytes) -> None:
+    """A lease that the server could not back is refused without harm."""
+    assert isinstance(store.lease_set(Lease(key, None), FLAGS, b"value", 60), Refused)
+    assert store.look(key) is None
+
+
+def test_long_ttl_is_not_taken_for_a_date(store: Store, key: bytes) -> None:
+    """A ttl beyond 30 days, which memcached reads as an absolute time, lives as long as asked."""
+    filled(store, key, ttl=40 * 86400)
+    seen = store.look(key)
+    assert seen is not None
+    assert seen.expires_in is not None
+    assert 39.9 * 86400 < seen.expires_in <= 40 * 86400 + 1

@@ -1,0 +1,42 @@
+"""Stores under test: in memory and on a real memcached, over each wire."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from leasecache import _accel, _hot, _pure
+from leasecache.lab import MemcachedServer
+from leasecache.stores.memcached import MemcachedNode, MemcachedStore
+from leasecache.stores.memory import MemoryStore
+
+WIRES = {"c": (_hot.Wire, _hot.parse_reply), "python": (_pure.Wire, _pure.parse_reply)}
+
+
+@pytest.fixture(scope="session")
+def shared_memcached() -> Iterator[MemcachedServer]:
+    """A memcached for tests that keep to keys of their own."""
+    with MemcachedServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "memcached-c", "memcached-python"])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Each store; memcached once over the compiled wire and once over its pure twin."""
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    wire, parse = WIRES[request.param.removeprefix("memcached-")]
+    monkeypatch.setattr(_accel, "Wire", wire)
+    monkeypatch.setattr(_accel, "parse_reply", parse)
+    server: MemcachedServer = request.getfixturevalue("shared_memcached")
+    opened = MemcachedStore([MemcachedNode(server.address)])
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def key() -> bytes:
+    """A key that no other test uses."""
+    return b"test:" + uuid.uuid4().hex.encode()
