@@ -7,6 +7,15 @@
     like_count(12345)                                       # the same under a lease
 
 The counter table is yours to read: `select count from media_likes where media_id = 12345`.
+
+What to expect of writers:
+
+- Those of one key take turns: a statement holds the counter rows it changed until its transaction ends.
+- Transactions that touch several keys in different orders can deadlock, and Postgres ends one of them with an error.
+  Single statements cannot, except those that insert *and* update counted rows of several keys (ON CONFLICT DO UPDATE,
+  MERGE): each event has its own trigger, and so its own round of keys.
+- At REPEATABLE READ and above, a count that changed since the snapshot is a serialization failure: retry.
+- COPY, cascades and TRUNCATE are counted; what runs under `session_replication_role = replica` is not, until a repair.
 """
 
 from collections.abc import Callable, Iterator

@@ -401,6 +401,18 @@ def test_a_writer_needs_no_rights_on_the_counter(conn: Connection, likes: Counte
         conn.execute(sql.SQL("drop owned by {0}; drop role {0}").format(role))
 
 
+def test_a_predicate_means_the_same_to_everybody(conn: Connection) -> None:
+    """Triggers, backfill, verify and repair read `where` on their own search_path, not on that of the session."""
+    likes = likes_counter(where="abs(user_id) < 3")
+    conn.execute("create schema app; create function app.abs(int) returns int immutable language sql as 'select 9'")
+    conn.execute("set search_path = app, public, pg_catalog")
+    conn.execute(LIKES)
+    conn.execute(likes.sql().encode())
+    conn.execute("insert into user_likes_media (user_id, media_id) values (-1, 1)")
+    assert pairs(conn, TRACKED) == {1: 3, 2: 2}
+    assert likes.verify(conn) == likes.repair(conn) == {}
+
+
 REFUSED_SOURCES = {
     "partitioned": "create table odd (media_id int, deleted bool) partition by list (media_id)",
     "a partition": "create table whole (media_id int, deleted bool) partition by list (media_id);"
