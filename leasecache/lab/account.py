@@ -12,7 +12,7 @@ from leasecache.errors import ConfigError
 from leasecache.lab.warden import Warden
 
 UNPRIVILEGED = ("nobody", "daemon", "postgres")  # in order of preference
-LONGEST_ROOT = 60  # bytes: the path of a Unix socket has at most 103 on macOS, and ours appends 42
+LONGEST_ROOT = 59  # bytes: the path of a Unix socket has at most 103 on macOS, and ours appends 44
 
 MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
 ROOMY = 4 << 30  # bytes that must be free in it, and of the machine's memory, for servers to live there

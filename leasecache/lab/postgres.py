@@ -9,7 +9,7 @@ import psycopg
 
 from leasecache.errors import ConfigError
 from leasecache.lab.install import postgres_programs
-from leasecache.lab.servers import HOST, Server, wait_until
+from leasecache.lab.servers import HOST, Server, ServerError, wait_until
 
 SUPERUSER = "postgres"
 DATABASE = "app"
@@ -79,9 +79,12 @@ class PostgresServer(Server):
         return psycopg.connect(self.dsn(dbname), **{"autocommit": True, **options})
 
     def query(self, statement: str, *parameters: object, dbname: str = DATABASE) -> list[tuple[Any, ...]]:
-        """Run one statement on a new connection and return its rows, none for a statement without any."""
+        """Run one statement on a new connection and return its rows, none for a statement without any.
+
+        `parameters` fill the %s of the statement; without any, a % stands for itself.
+        """
         with self.connect(dbname) as connection:
-            cursor = connection.execute(statement, parameters)
+            cursor = connection.execute(statement, parameters or None)
             return cursor.fetchall() if cursor.description else []
 
     def value(self, statement: str, *parameters: object, dbname: str = DATABASE) -> Any:
@@ -134,8 +137,12 @@ class PostgresServer(Server):
 
     def catch_up(self, timeout: float = WITHIN) -> None:
         """Wait until this standby shows what its upstream has written so far."""
-        assert self.upstream is not None
-        self.wait_replayed(self.upstream.current_lsn(), timeout)
+        self.wait_replayed(self._source().current_lsn(), timeout)
+
+    def _source(self) -> "PostgresServer":
+        if self.upstream is None:
+            raise ServerError(f"{self.name} is no standby")
+        return self.upstream
 
     def promote(self) -> None:
         """Make this standby a primary and wait until it takes writes."""
@@ -156,10 +163,11 @@ class PostgresServer(Server):
         On a standby that waits for a record which an idle primary does not write by itself, so we ask for it.
         """
         create = "select lsn from pg_create_logical_replication_slot(%s, %s)"
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            lsn = pool.submit(self.value, create, slot, plugin, dbname=dbname)
-            wait_until(lambda: self._logged_snapshot(lsn), WITHIN, f"creation of slot {slot} on {self.name}")
-        return str(lsn.result())
+        limit = f"-c statement_timeout={round(WITHIN)}s"
+        with self.connect(dbname, options=limit) as connection, ThreadPoolExecutor(max_workers=1) as pool:
+            cursor = pool.submit(connection.execute, create, [slot, plugin])
+            wait_until(lambda: self._logged_snapshot(cursor), WITHIN, f"creation of slot {slot} on {self.name}")
+            return str(cursor.result().fetchall()[0][0])
 
     def drop_logical_slots(self, dbname: str = DATABASE) -> None:
         """Drop the logical slots of one database on this node, together with the sessions that stream from them."""
@@ -179,8 +187,10 @@ class PostgresServer(Server):
 
     def ready(self) -> bool:
         """Read line 8 of postmaster.pid, as pg_ctl does: it is "ready" when sessions are let in."""
-        lock = self.data / "postmaster.pid"
-        lines = lock.read_text().splitlines() if lock.exists() else []
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
         return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
 
     def prepare(self) -> None:
@@ -205,8 +215,7 @@ class PostgresServer(Server):
         self.run(["/bin/sh", "-c", "echo > standby.signal"])
 
     def _create_slot_upstream(self) -> None:
-        assert self.upstream is not None
-        self.upstream.query(
+        self._source().query(
             "select pg_create_physical_replication_slot(%s, true) "
             "where not exists (select from pg_replication_slots where slot_name = %s)",
             self.name,
@@ -233,7 +242,7 @@ class PostgresServer(Server):
         """Let Postgres judge the file that it has not loaded; what only a restart can change counts as good."""
         return str(
             self.value(
-                "select coalesce(string_agg(format('%%s = %%s: %%s', name, file.setting, error), '; '), '') "
+                "select coalesce(string_agg(format('%s = %s: %s', name, file.setting, error), '; '), '') "
                 "from pg_file_settings as file left join pg_settings using (name) "
                 "where error is not null and context is distinct from 'postmaster'"
             )

@@ -28,19 +28,39 @@ def forgotten_programs() -> None:
         find.cache_clear()
 
 
-def test_postgres_runs_from_a_directory_that_only_its_owner_can_enter(tmp_path: Path) -> None:
-    """With the wheel under a 0700 directory a pair starts: as root from a copy elsewhere, which goes in the end."""
-    private = tmp_path / "private"
-    private.mkdir(mode=0o700)
-    for part in install._wheel().parent.glob(f"{install.WHEEL}*"):
-        shutil.copytree(part, private / part.name, ignore=shutil.ignore_patterns("include", "pginstall"))
-    environment = {**os.environ, "PYTHONPATH": str(private)}
+def started_from(packages: Path) -> tuple[Path, str]:
+    """Start a pair in a new process that finds the wheel in `packages`; return where it ran from and an answer."""
+    path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     programs, answer = done.stdout.split()
+    return Path(programs), answer
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """A directory that only its owner can enter."""
+    directory = tmp_path / "private"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+def test_postgres_runs_from_where_only_its_owner_can_enter(private: Path) -> None:
+    """With the wheel in a private directory a pair starts: as root from a copy elsewhere, which goes in the end."""
+    for part in install._wheel().parent.glob(f"{install.WHEEL}*"):
+        shutil.copytree(part, private / part.name, ignore=shutil.ignore_patterns("include", "pginstall"))
+    programs, answer = started_from(private)
     assert answer == "42"
-    assert Path(programs).is_relative_to(private) == (os.geteuid() != 0)
-    assert Path(programs).exists() == (os.geteuid() != 0)
+    assert programs.is_relative_to(private) == programs.exists() == (os.geteuid() != 0)
+
+
+def test_postgres_runs_through_a_link_that_only_its_owner_can_follow(private: Path) -> None:
+    """With a link to the wheel in a private directory a pair starts from where the link leads."""
+    (private / install.WHEEL).symlink_to(install._wheel())
+    programs, answer = started_from(private)
+    assert answer == "42"
+    assert not programs.is_relative_to(private)
 
 
 @pytest.mark.parametrize("server", [MemcachedServer, RedisServer])
