@@ -28,6 +28,8 @@ cdef extern from *:
     #ifndef MSG_NOSIGNAL
     #define MSG_NOSIGNAL 0
     #endif
+    #define LEASECACHE_SEND (MSG_NOSIGNAL | MSG_DONTWAIT)
+    #define LEASECACHE_LONGEST 1e6
     static double leasecache_monotonic(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -35,23 +37,25 @@ cdef extern from *:
     }
     static int leasecache_wait(int fd, short events, double seconds) {
         struct pollfd waited = {fd, events, 0};
-        return poll(&waited, 1, seconds <= 0 ? 0 : (int)(seconds * 1000) + 1);
+        if (seconds > LEASECACHE_LONGEST)
+            seconds = LEASECACHE_LONGEST;
+        return poll(&waited, 1, (int)(seconds * 1000) + 1);
     }
     static int leasecache_limit(int fd, double seconds) {
         struct timeval limit;
+        if (seconds > LEASECACHE_LONGEST)
+            seconds = LEASECACHE_LONGEST;
         limit.tv_sec = (long)seconds;
         limit.tv_usec = (long)((seconds - (double)(long)seconds) * 1e6);
         if (limit.tv_sec == 0 && limit.tv_usec == 0)
             limit.tv_usec = 1;
-        if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0)
-            return -1;
-        return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+        return setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     }
     """
     ctypedef long ssize_t
     ssize_t c_send "send"(int, const void *, size_t, int) nogil
     ssize_t c_recv "recv"(int, void *, size_t, int) nogil
-    const int MSG_NOSIGNAL
+    const int LEASECACHE_SEND
     const short POLLIN
     const short POLLOUT
     double leasecache_monotonic() nogil
@@ -153,6 +157,11 @@ cdef class _Buffer:
         self.size = out - self.data
         return 0
 
+    cdef int put_encoded_bytes(self, object text) except -1:
+        if not isinstance(text, bytes):  # a subclass of bytes will do, which the type `bytes` of Cython refuses
+            raise TypeError("expected bytes")
+        return self.put_encoded(<const unsigned char *>PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+
     cdef int put_int(self, object value) except -1:
         cdef long long small
         cdef unsigned long long rest
@@ -211,12 +220,21 @@ cdef class Renderer:
     cdef tuple _literals, _names, _nullable, _enums, _kinds
     cdef Py_ssize_t _count
 
-    def __init__(self, str function, tuple literals, tuple names, tuple kinds, tuple nullable, tuple enums):
+    def __cinit__(
+        self,
+        str function not None,
+        tuple literals not None,
+        tuple names not None,
+        tuple kinds not None,
+        tuple nullable not None,
+        tuple enums not None,
+    ):
         if len(literals) != len(names) + 1 or not len(names) == len(kinds) == len(nullable) == len(enums):
             raise ValueError("literals, names, kinds, nullable and enums do not fit together")
-        for literal in literals:
-            if type(literal) is not bytes:
-                raise TypeError("literals must be bytes")
+        if not all(type(literal) is bytes for literal in literals):
+            raise TypeError("literals must be bytes")
+        if not all(0 <= kind <= KIND_BYTES for kind in kinds):
+            raise ValueError("a kind is unknown")
         self._function = function
         self._literals = literals
         self._names = names
@@ -276,11 +294,11 @@ cdef class Renderer:
         if kind == KIND_BOOL and isinstance(value, bool):
             return out.put(b"t" if value else b"f", 1)
         if kind == KIND_UUID and isinstance(value, _UUID):
-            return out.put_bytes(str(value).encode())
+            return out.put_encoded_bytes(str(value).encode())
         if kind == KIND_DATE and isinstance(value, _DATE) and not isinstance(value, _DATETIME):
-            return out.put_bytes(value.isoformat().encode())
+            return out.put_encoded_bytes(value.isoformat().encode())
         if kind == KIND_BYTES and isinstance(value, bytes):
-            return out.put_encoded(<const unsigned char *>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
+            return out.put_encoded_bytes(value)
         raise self._type_error(i, value, _EXPECTED[kind])
 
     cdef object _type_error(self, Py_ssize_t i, object value, str expected):
@@ -301,8 +319,7 @@ cdef bint _put_text(_Buffer out, int kind, bytes text) except -1:
     elif kind == KIND_UUID and _is_uuid_text(data, size):
         out.put(<const char *>data, size)
     elif kind == KIND_BYTES and _is_hex_text(data, size):
-        decoded = bytes.fromhex(text[2:].decode())
-        out.put_encoded(<const unsigned char *>PyBytes_AS_STRING(decoded), PyBytes_GET_SIZE(decoded))
+        out.put_encoded_bytes(bytes.fromhex(text[2:].decode()))
     else:
         return False
     return True
@@ -377,7 +394,7 @@ cdef Reply _read_reply(const char *data, Py_ssize_t end, Py_ssize_t *position):
     cdef Reply reply
     cdef unsigned long long number
     if line_end < 0:
-        if end - start > LINE_LIMIT:
+        if end - start > LINE_LIMIT + 1:  # one byte more may be the CR of a line that is just short enough
             raise ProtocolError("reply line is longer than the protocol allows")
         return None
     space = start
@@ -542,7 +559,7 @@ cdef class Wire:
         cdef Reply reply
         self._size = 0
         first = self._send(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), deadline) == 1
-        while True:
+        while count != 0:
             self._receive(deadline, first)
             first = False
             while True:
@@ -559,6 +576,7 @@ cdef class Wire:
             self._size -= position
             memmove(self._data, self._data + position, self._size)
             position = 0
+        return replies
 
     cdef int _finish(self, Py_ssize_t position) except -1:
         if position != self._size:
@@ -568,7 +586,10 @@ cdef class Wire:
         return 0
 
     cdef int _send(self, const char *data, Py_ssize_t size, double deadline) except -1:
-        """Send everything; return how many calls it took."""
+        """Send everything; return how many calls it took.
+
+        Never a blocking send: SO_SNDTIMEO starts anew with every buffer that a Unix socket takes.
+        """
         cdef Py_ssize_t sent = 0
         cdef ssize_t n
         cdef int fd = self._fd
@@ -579,11 +600,11 @@ cdef class Wire:
                 self._await(POLLOUT, deadline)
             calls += 1
             with nogil:
-                n = c_send(fd, data + sent, size - sent, MSG_NOSIGNAL)
+                n = c_send(fd, data + sent, size - sent, LEASECACHE_SEND)
                 failure = errno
             if n >= 0:
                 sent += n
-            else:
+            elif failure != EAGAIN:
                 self._check(failure)
         return calls
 
@@ -614,15 +635,18 @@ cdef class Wire:
 
     cdef int _await(self, short events, double deadline) except -1:
         cdef int ready
+        cdef int failure
         cdef int fd = self._fd
         cdef double left = deadline - leasecache_monotonic()
-        if left > 0:
+        while left > 0:
             with nogil:
                 ready = leasecache_wait(fd, events, left)
+                failure = errno
             if ready > 0:
                 return 0
             if ready < 0:
-                return self._check(errno)
+                self._check(failure)
+            left = deadline - leasecache_monotonic()
         raise NodeTimeout(f"no answer within {self._timeout:g} s")
 
     cdef int _check(self, int failure) except -1:

@@ -62,6 +62,10 @@ class Renderer:
         """Take one literal more than there are fields; `enums` holds the Enum class of a field or None."""
         if len(literals) != len(names) + 1 or not len(names) == len(kinds) == len(nullable) == len(enums):
             raise ValueError("literals, names, kinds, nullable and enums do not fit together")
+        if not all(type(literal) is bytes for literal in literals):
+            raise TypeError("literals must be bytes")
+        if not all(0 <= kind < len(_PYTHON_KINDS) for kind in kinds):
+            raise ValueError("a kind is unknown")
         self._function = function
         self._literals = literals
         self._names = names
@@ -121,7 +125,7 @@ def _int(value: Any) -> bytes | None:
 
 
 def _str(value: Any) -> bytes | None:
-    return percent_encode(value.encode()) if isinstance(value, str) else None
+    return percent_encode(str.encode(value)) if isinstance(value, str) else None
 
 
 def _bool(value: Any) -> bytes | None:
@@ -129,12 +133,12 @@ def _bool(value: Any) -> bytes | None:
 
 
 def _uuid(value: Any) -> bytes | None:
-    return str(value).encode() if isinstance(value, uuid.UUID) else None
+    return percent_encode(str(value).encode()) if isinstance(value, uuid.UUID) else None
 
 
 def _date(value: Any) -> bytes | None:
     is_date = isinstance(value, datetime.date) and not isinstance(value, datetime.datetime)
-    return value.isoformat().encode() if is_date else None
+    return percent_encode(value.isoformat().encode()) if is_date else None
 
 
 def _bytes(value: Any) -> bytes | None:
@@ -193,17 +197,19 @@ def parse_reply(data: bytes, start: int) -> tuple[Reply, int] | None:
 
     Raises ProtocolError on anything the protocol does not allow; the connection is then unusable.
     """
+    if not 0 <= start <= len(data):
+        raise ValueError("start is outside the data")
     end = data.find(b"\r\n", start, start + LINE_LIMIT + 2)
     if end < 0:
-        if len(data) - start > LINE_LIMIT:
+        if len(data) - start > LINE_LIMIT + 1:  # one byte more may be the CR of a line that is just short enough
             raise ProtocolError("reply line is longer than the protocol allows")
         return None
     line = data[start:end]
-    code, _, rest = line.partition(b" ")
+    code, blank, rest = line.partition(b" ")
     if code == b"VA":
         return _parse_value(data, end + 2, rest.split(b" "))
     if code in _CODES:
-        return _with_flags(Reply(code), rest.split(b" ") if rest else []), end + 2
+        return _with_flags(Reply(code), rest.split(b" ") if blank else []), end + 2
     if code in (b"ME", b"SERVER_ERROR"):
         return Reply(code, rest), end + 2
     raise ProtocolError(f"unexpected reply {line[:80]!r}")
@@ -287,7 +293,10 @@ class Wire:
                 position = self._parse_all(data, position, replies, done)
                 if done():
                     break
-                self._sock.settimeout(max(deadline - time.monotonic(), 1e-6))
+                left = deadline - time.monotonic()
+                if left <= 0:  # a peer that never pauses would keep every recv within its own timeout
+                    raise TimeoutError
+                self._sock.settimeout(left)
                 chunk = self._sock.recv(262144)
                 if not chunk:
                     raise NodeError("connection closed by the server")

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import pickle
 import typing
 import zlib
+from collections import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +23,10 @@ _COMPRESSED = 1 << 27
 _NONE = 1 << 26
 _FINGERPRINT = (1 << 24) - 1
 _IDS = {"raw": 1, "str": 2, "msgpack": 3, "json": 4, "pickle": 5, "pydantic": 6}
+_FIX = "annotate it precisely, or pass codec='json' or codec='pickle'"
 RAW_FLAGS = _IDS["raw"] << _CODEC_SHIFT  # values of the low-level API: bytes without a type
 
-_OPEN = (Any, dict, list, set, frozenset, tuple, object)
+_OPEN = (Any, dict, list, set, frozenset, tuple, object, abc.Mapping, abc.MutableMapping, abc.Sequence, abc.Collection)
 
 
 class DecodeError(Exception):
@@ -60,21 +63,10 @@ class Codec:
             return None
         try:
             return self.load(zlib.decompress(body) if flags & _COMPRESSED else body)
-        except _UNDECODABLE as error:
-            raise DecodeError(str(error)) from error
-
-
-_UNDECODABLE = (
-    ValueError,  # msgspec.ValidationError, json and Unicode errors are ValueErrors
-    TypeError,
-    msgspec.MsgspecError,
-    zlib.error,
-    pickle.UnpicklingError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    EOFError,
-)
+        except Exception as error:
+            # Loading runs code of the value's class (__setstate__, validators, __post_init__), and garbage makes
+            # parsers raise what they never promised (RecursionError, MemoryError). Whatever it is, it is a miss.
+            raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
 def make_codec(annotation: Any, *, name: str | None, version: int, compress_over: int | None, where: str) -> Codec:
@@ -113,8 +105,8 @@ def _inferred(annotation: Any, where: str) -> _Parts:
         return "raw", "", _expect_bytes, bytes
     if bare is str:
         return "str", "", str.encode, bytes.decode
-    if hasattr(bare, "__pydantic_validator__"):
-        return _pydantic(bare)
+    if hasattr(bare, "model_validate_json"):
+        return _pydantic(bare, where)
     _refuse_open(annotation, where)
     encoder, decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(annotation)
     return "msgpack", _shape(annotation), encoder.encode, decoder.decode
@@ -126,9 +118,20 @@ def _expect_bytes(value: Any) -> bytes:
     return value
 
 
-def _pydantic(model: Any) -> _Parts:
-    shape = json.dumps(model.model_json_schema(), sort_keys=True)
-    return "pydantic", shape, lambda value: model.model_dump_json(value).encode(), model.model_validate_json
+def _pydantic(model: Any, where: str) -> _Parts:
+    try:
+        shape = json.dumps(model.model_json_schema(), sort_keys=True)
+    except (RuntimeError, TypeError) as error:  # PydanticUserError is a RuntimeError, in older versions a TypeError
+        raise DefinitionError(f"{where}: {model.__qualname__} has no JSON schema; {_FIX}") from error
+    # Written and read by field name, as the two aliases of a field may differ; Pydantic before 2.11 reads aliases only.
+    by_name = "by_name" in inspect.signature(model.model_validate_json).parameters
+    load = functools.partial(model.model_validate_json, by_alias=False, by_name=True)
+    return (
+        "pydantic",
+        shape,
+        lambda value: model.model_dump_json(value, by_alias=not by_name, round_trip=True).encode(),
+        load if by_name else model.model_validate_json,
+    )
 
 
 def _without_none(annotation: Any) -> Any:
@@ -138,24 +141,26 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _refuse_open(annotation: Any, where: str) -> None:
-    fix = "annotate it precisely, or pass codec='json' or codec='pickle'"
-    if annotation is None or annotation is type(None) or _without_none(annotation) in _OPEN:
-        raise DefinitionError(f"{where}: the return annotation does not say how to encode the value; {fix}")
+    bare = _without_none(annotation)
+    if not typing.get_args(bare):
+        bare = typing.get_origin(bare) or bare  # typing.Dict is dict
+    if bare is None or bare is type(None) or bare in _OPEN or isinstance(bare, typing.TypeVar):
+        raise DefinitionError(f"{where}: the return annotation does not say how to encode the value; {_FIX}")
     try:
-        for found in msgspec.inspect.multi_type_info([annotation]):
-            _refuse_custom(found, where, fix, set())
+        found = msgspec.inspect.type_info(annotation)
     except TypeError as error:
-        raise DefinitionError(f"{where}: {error}; {fix}") from error
+        raise DefinitionError(f"{where}: {error}; {_FIX}") from error
+    _refuse_custom(found, where, set())
 
 
-def _refuse_custom(info: Any, where: str, fix: str, seen: set[int]) -> None:
+def _refuse_custom(info: Any, where: str, seen: set[int]) -> None:
     if id(info) in seen:
         return
     seen.add(id(info))
     if isinstance(info, msgspec.inspect.CustomType):
-        raise DefinitionError(f"{where}: {info.cls.__qualname__} has no encoding of its own; {fix}")
+        raise DefinitionError(f"{where}: {info.cls.__qualname__} has no encoding of its own; {_FIX}")
     for child in _children(info):
-        _refuse_custom(child, where, fix, seen)
+        _refuse_custom(child, where, seen)
 
 
 def _children(info: Any) -> list[Any]:

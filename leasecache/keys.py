@@ -127,9 +127,10 @@ def field_type(annotation: Any, where: str) -> FieldType:
         nullable = nullable or inner
     if isinstance(bare, type) and issubclass(bare, Enum):
         return FieldType(kind=_enum_kind(bare, where), nullable=nullable, enum=bare)
-    if bare in _TYPES:
-        return FieldType(kind=_TYPES[bare], nullable=nullable)
-    reason = _FIXES.get(bare, "use int, str, bool, UUID, date, bytes, an Enum of int or str, or one of them | None")
+    known = bare if isinstance(bare, type) else object  # what is no type may not be hashable
+    if known in _TYPES:
+        return FieldType(kind=_TYPES[known], nullable=nullable)
+    reason = _FIXES.get(known, "use int, str, bool, UUID, date, bytes, an Enum of int or str, or one of them | None")
     raise DefinitionError(f"{where} cannot be a key field as {_name(annotation)}: {reason}")
 
 

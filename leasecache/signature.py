@@ -26,6 +26,7 @@ class KeySignature:
         self.is_method = bool(parameters) and parameters[0].name in _IMPLIED
         self._parameters = parameters[1:] if self.is_method else parameters
         self._signature = inspect.Signature(self._parameters)
+        self._key_signature = inspect.Signature([p for p in self._parameters if p.name in fields])
         self._fields = tuple(fields)
         self._fn = fn
         self._check(qualified_name(fn), [p.name for p in self._parameters], ignore)
@@ -37,9 +38,22 @@ class KeySignature:
         """Return the key fields' values, self and cls left out. Raises TypeError as the call itself would."""
         if self._direct and not kwargs and len(args) == len(self._fields):
             return args
-        bound = self._signature.bind(*args, **kwargs)
+        return self._bind(self._signature, args, kwargs)
+
+    def key_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Return the same from the key's parameters alone, as `key`, `peek` and `invalidate` take them."""
+        return self._bind(self._key_signature, args, kwargs)
+
+    def call(self, args: tuple[Any, ...], others: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments of the call whose key parameters are `args`."""
+        if self._direct:
+            return args, others
+        return (), {**self._key_signature.bind(*args).arguments, **others}
+
+    def _bind(self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return tuple(bound.arguments[name] for name in self._fields)
+        return tuple([bound.arguments[name] for name in self._fields])
 
     def field_types(self) -> dict[str, FieldType]:
         """Return how each key field is rendered, from its annotation. Raises DefinitionError."""
@@ -62,7 +76,7 @@ class KeySignature:
                 raise DefinitionError(f"{function} has no parameter {name!r}, which its template or ignore names")
         for parameter in self._parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise DefinitionError(f"{function}: *{parameter.name} cannot be in a key; name its parameters")
+                raise DefinitionError(f"{function}: {parameter} cannot be in a key; name its parameters")
         left_out = [name for name in names if name not in self._fields and name not in ignore]
         if left_out:
             raise DefinitionError(
@@ -74,4 +88,5 @@ class KeySignature:
 def resolve(fn: Callable[..., Any], name: str) -> Any:
     """Return one resolved annotation of `fn` ("return" for its value). Raises NameError while it does not resolve."""
     lone = types.SimpleNamespace(__annotations__={name: fn.__annotations__[name]})
-    return typing.get_type_hints(lone, globalns=getattr(fn, "__globals__", {}))[name]
+    written_in = inspect.unwrap(fn)  # another decorator's wrapper copies the annotations but not the globals
+    return typing.get_type_hints(lone, globalns=getattr(written_in, "__globals__", {}))[name]
