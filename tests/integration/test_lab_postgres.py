@@ -95,6 +95,19 @@ def test_a_killed_primary_comes_back_with_what_was_committed(fresh_pair: Postgre
     assert fresh_pair.standby.value("select count(*) from t") == 1
 
 
+def test_a_primary_is_no_standby(postgres_pair: PostgresPair) -> None:
+    """What only a standby can do is refused by a primary."""
+    with pytest.raises(ServerError, match="primary is no standby"):
+        postgres_pair.primary.catch_up()
+
+
+def test_durability_can_be_asked_for() -> None:
+    """A node syncs its files when it is told to, and does not otherwise."""
+    for fsync, shown in ((True, "on"), (False, "off")):
+        with PostgresServer(fsync=fsync) as server:
+            assert server.value("show fsync") == shown
+
+
 def test_a_restart_loads_what_only_a_restart_can_change(fresh_pair: PostgresPair) -> None:
     """A setting of the postmaster's is accepted live and holds after a restart."""
     standby = fresh_pair.standby
