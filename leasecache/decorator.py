@@ -31,16 +31,22 @@ class _Surface:
         """Load now, store under a lease, return the value."""
         return self._self_core.refresh(self.__wrapped__, args, kwargs, self._self_skip)
 
-    def get_many(self, arguments: Iterable[Any]) -> dict[Any, Any]:
-        """Return {argument: value}; an argument is the one key field, or a tuple of all of them."""
-        return self._self_core.get_many(self.__wrapped__, arguments)
+    def get_many(self, arguments: Iterable[Any], **ignored: Any) -> dict[Any, Any]:
+        """Return {argument: value}; an argument is the key's only parameter, or a tuple of all of them.
+
+        Parameters that are not in the key are given by name and go to every load.
+        """
+        return self._self_core.get_many(self.__wrapped__, arguments, ignored)
 
     def peek(self, *args: Any, **kwargs: Any) -> Entry | None:
         """Return the cached Entry or None; never takes a lease, never loads."""
         return self._self_core.peek(args[self._self_skip :], kwargs)
 
     def invalidate(self, *args: Any, **kwargs: Any) -> None:
-        """Void outstanding leases; the value stays stale for `stale_for` s, or goes. Raises NodeError."""
+        """Void outstanding leases; the value stays stale for `stale_for` s, or goes. Raises NodeError.
+
+        Takes the key's parameters alone, as do `peek` and `key`.
+        """
         self._self_core.invalidate(args[self._self_skip :], kwargs)
 
     def key(self, *args: Any, **kwargs: Any) -> bytes:
@@ -94,10 +100,10 @@ if TYPE_CHECKING:
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
         def lookup(self, *args: P.args, **kwargs: P.kwargs) -> Entry: ...
         def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
-        def peek(self, *args: P.args, **kwargs: P.kwargs) -> Entry | None: ...
-        def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None: ...
-        def key(self, *args: P.args, **kwargs: P.kwargs) -> bytes: ...
-        def get_many(self, arguments: Iterable[Any]) -> dict[Any, R]: ...
+        def peek(self, *args: Any, **kwargs: Any) -> Entry | None: ...
+        def invalidate(self, *args: Any, **kwargs: Any) -> None: ...
+        def key(self, *args: Any, **kwargs: Any) -> bytes: ...
+        def get_many(self, arguments: Iterable[Any], **ignored: Any) -> dict[Any, R]: ...
         @property
         def original(self) -> Callable[P, R]: ...
         @overload

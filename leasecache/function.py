@@ -82,7 +82,7 @@ class CachedCore:
         """Return the value with its provenance."""
         if self._runtime.bypassed():
             return Entry(load(*args, **kwargs), "uncached", None)
-        driver, key = self._bind()[0], self.key(args[skip:], kwargs)
+        driver, key = self._rendered(args[skip:], kwargs)
         answer = self._ask(driver, key, self.policy.refresh_ahead)
         return self._run(driver, key, lambda: load(*args, **kwargs), lambda task: fetch(task, answer))
 
@@ -90,7 +90,7 @@ class CachedCore:
         """Load now, store under a lease, return the value."""
         if self._runtime.bypassed():
             return load(*args, **kwargs)
-        driver, key = self._bind()[0], self.key(args[skip:], kwargs)
+        driver, key = self._rendered(args[skip:], kwargs)
         answer = self._ask(driver, key, AHEAD_ALWAYS)
         return self._run(driver, key, lambda: load(*args, **kwargs), lambda task: renew(task, answer)).value
 
@@ -115,18 +115,18 @@ class CachedCore:
         self._bind()[0].store.invalidate([self.key(args, kwargs)], self.policy.stale_for)
 
     def key(self, args: Args, kwargs: Kwargs) -> bytes:
-        """Return the logical key. Raises TypeError naming function and field."""
-        key: bytes = self._bind()[1].from_python(self.signature.values(args, kwargs))
+        """Return the logical key of the key's parameters. Raises TypeError naming function and field."""
+        key: bytes = self._bind()[1].from_python(self.signature.key_values(args, kwargs))
         return key
 
-    def get_many(self, load: Loader, arguments: Iterable[Any], skip: Args = ()) -> dict[Any, Any]:
+    def get_many(self, load: Loader, arguments: Iterable[Any], others: Kwargs) -> dict[Any, Any]:
         """Return {argument: value} with one lease-get per node; won keys are loaded here, one after the other.
 
-        An argument is a tuple of all key fields, or the one key field. `skip` arguments precede them in the call.
+        An argument is a tuple of the key's parameters, or the only one; `others` are ignored parameters by name.
         """
         calls = {argument: argument if isinstance(argument, tuple) else (argument,) for argument in arguments}
         if self._runtime.bypassed():
-            return {argument: load(*skip, *args) for argument, args in calls.items()}
+            return {argument: self._loading(load, args, others)() for argument, args in calls.items()}
         driver = self._bind()[0]
         keys = {argument: self.key(args, {}) for argument, args in calls.items()}
         answers = driver.store.lease_get_many(list(keys.values()), self.policy.lease_for, self.policy.refresh_ahead)
@@ -135,10 +135,10 @@ class CachedCore:
         with _Unbegun(driver, won.values()) as unbegun:
             deadline = time.monotonic() + self.policy.lease_for / 2
             for argument in (*won, *(a for a in keys if a not in won)):
-                key, args = keys[argument], (*skip, *calls[argument])
+                key, loading = keys[argument], self._loading(load, calls[argument], others)
                 answer = answers[key] if time.monotonic() < deadline else self._again(driver, key, unbegun)
                 unbegun.begin(answer)
-                found[argument] = self._resolve(driver, key, answer, load, args)
+                found[argument] = self._resolve(driver, key, answer, loading)
         return {argument: found[argument] for argument in calls}
 
     @property
@@ -152,13 +152,17 @@ class CachedCore:
         unbegun.release()
         return self._ask(driver, key, self.policy.refresh_ahead)
 
-    def _resolve(self, driver: Driver, key: bytes, answer: Answer | NodeError, load: Loader, args: Args) -> Any:
+    def _loading(self, load: Loader, args: Args, others: Kwargs) -> Callable[[], Any]:
+        positional, named = self.signature.call(args, others)
+        return lambda: load(*positional, **named)
+
+    def _resolve(self, driver: Driver, key: bytes, answer: Answer | NodeError, load: Callable[[], Any]) -> Any:
         if type(answer) is Hit:
             try:
                 return self.codec.decode(answer.flags, answer.value)
             except DecodeError:
                 pass  # the flow drops it and loads
-        return self._run(driver, key, lambda: load(*args), lambda task: fetch(task, answer)).value
+        return self._run(driver, key, load, lambda task: fetch(task, answer)).value
 
     def _ask(self, driver: Driver, key: bytes, refresh_ahead: float) -> Answer | NodeError:
         try:
@@ -179,6 +183,10 @@ class CachedCore:
             permits=self._permits,
         )
         return driver.run(flow(task), task)
+
+    def _rendered(self, args: Args, kwargs: Kwargs) -> tuple[Driver, bytes]:
+        driver, renderer = self._bind()
+        return driver, renderer.from_python(self.signature.values(args, kwargs))
 
     def _bind(self) -> Any:
         driver = self._runtime.driver()

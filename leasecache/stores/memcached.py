@@ -124,7 +124,7 @@ class MemcachedNode:
             except NodeError as error:
                 if isinstance(error, NodeTimeout) or not connection.pooled:
                     raise
-                self._pool.close()  # what else is idle has most likely died with it
+                self._pool.drop_idle()  # what else is idle has most likely died with it
                 told = self._over(self._pool.acquire(), talk)
         except NodeError:
             self._down.failed()

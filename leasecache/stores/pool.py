@@ -36,13 +36,14 @@ EPOCH = Epoch()
 class Connection:
     """A wire and when it was established; `pooled` tells whether it served before, and may have died since."""
 
-    __slots__ = ("epoch", "item_size_max", "pooled", "wire")
+    __slots__ = ("epoch", "item_size_max", "pooled", "term", "wire")
 
     def __init__(self, wire: Wire, item_size_max: int) -> None:
         self.wire = wire
         self.item_size_max = item_size_max  # bytes
         self.epoch = EPOCH.advance()
         self.pooled = False
+        self.term = 0  # how often its pool had been closed when it was opened
 
 
 class Pool:
@@ -53,6 +54,7 @@ class Pool:
         self._connect = connect
         self._limit = limit
         self._patience = patience
+        self._term = 0
         self._idle: deque[Connection] = deque()
         self._born: set[int] = set()  # epochs of the open connections
         self._changed = threading.Condition()
@@ -83,6 +85,9 @@ class Pool:
 
     def release(self, connection: Connection) -> None:
         """Give back a connection whose exchange was read to its end."""
+        if connection.term != self._term:
+            self.discard(connection)
+            return
         connection.pooled = True
         self._idle.append(connection)
         if self._waiting:
@@ -97,9 +102,19 @@ class Pool:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Close the idle connections; the pool can be used again."""
-        while self._idle:
-            self.discard(self._idle.pop())
+        """Close the connections, those in use when they come back; the pool can be used again."""
+        self._term += 1
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Close the connections that nobody uses now."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self.discard(self._idle.pop())
+
+    def __del__(self) -> None:
+        for connection in self._idle:
+            connection.wire.close()
 
     def _open_or_wait(self) -> Connection:
         deadline = time.monotonic() + self._patience
@@ -117,9 +132,10 @@ class Pool:
         return self._open()
 
     def _open(self) -> Connection:
-        connection = None
+        connection, term = None, self._term
         try:
             connection = self._connect()
+            connection.term = term
             return connection
         finally:
             with self._changed:

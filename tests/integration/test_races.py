@@ -238,7 +238,9 @@ class _History:
 
     def run(self, seconds: float) -> None:
         threads = [threading.Thread(target=self.read, args=(random.Random(self.rng.random()),)) for _ in range(6)]
-        threads += [threading.Thread(target=self.write, args=(row, random.Random(self.rng.random()))) for row in range(4)]
+        threads += [
+            threading.Thread(target=self.write, args=(row, random.Random(self.rng.random()))) for row in range(4)
+        ]
         threads.append(threading.Thread(target=self.restart, args=(random.Random(self.rng.random()),)))
         for thread in threads:
             thread.start()
