@@ -104,9 +104,10 @@ class Counter:
         """Return the DDL as two statements, the table with its triggers and the backfill; to run it again is harmless.
 
         It needs PostgreSQL 14. The first statement locks out writers of the source (SHARE ROW EXCLUSIVE) until it
-        commits, which takes milliseconds once the writers before it have ended. Run the statements in transactions of
-        their own (psql does) and the backfill locks out nobody from the source; it holds the rows of the counter
-        that it changes until it ends, and `create` holds fewer at a time. In one transaction, both hold everything.
+        commits, which takes milliseconds once the writers before it have ended; set lock_timeout if some are slow. Run
+        the statements in transactions of their own (psql does) and the backfill locks nobody out of the source; it
+        holds the rows of the counter that it changes until it ends, and `create` holds fewer at a time. In one
+        transaction, or sent as one string, both hold what they have to the end.
         A source that cannot be counted is refused by the first statement, which then changes nothing.
         """
         return f"{self._sql.declare()}\n{self._sql.backfill()}"

@@ -26,7 +26,8 @@ def test_first_reader_wins_and_the_second_waits(store: Store, key: bytes) -> Non
     answer = store.lease_get(key, 10)
     assert lease.value is None
     assert isinstance(answer, Wait)
-    assert answer.token is not None and lease.token is not None
+    assert answer.token is not None
+    assert lease.token is not None
     assert answer.token.cas == lease.token.cas
 
 

@@ -51,7 +51,8 @@ def test_token_from_before_a_restart_is_refused(memcached: MemcachedServer, node
     memcached.kill()
     memcached.restart()
     new = wait_until(lambda: _lease_or_none(node), 5, "memcached to answer again")
-    assert old.token is not None and new.token is not None
+    assert old.token is not None
+    assert new.token is not None
     assert old.token.cas == new.token.cas
     assert isinstance(node.lease_set(old, FLAGS, b"stale", 60), Refused)
     assert raw(memcached, b"ms race 5 C%d F1\r\nstale\r\n" % old.token.cas) == b"HD\r\n"
@@ -110,7 +111,7 @@ def test_caller_after_an_invalidation_does_not_join_the_older_load(memcached: Me
 
 
 def test_waiter_of_another_token_does_not_join(memcached: MemcachedServer) -> None:
-    """A caller that finds another process's lease polls for that one, though this process still loads under a void one."""
+    """A caller that finds another process's lease polls for it, though this process still loads under a void one."""
     rows = {1: "old"}
     began, go_on = threading.Event(), threading.Event()
     with Cache.from_url(memcached.url) as cache, Cache.from_url(memcached.url) as elsewhere:
