@@ -36,9 +36,11 @@ class Limits:
 
 @dataclass(slots=True)
 class _Held:
-    transaction: Transaction
+    """A transaction that waits for the gate, or a position that waits for those before it."""
+
+    position: int
+    transaction: Transaction | None
     since: float  # monotonic s
-    released: bool
 
 
 class Follower:
@@ -60,7 +62,7 @@ class Follower:
         self._monitor = monitor
         self._limits = limits
         self._queue: deque[_Held] = deque()
-        self._held_keys = 0
+        self._held = self._held_keys = 0  # transactions that the gate holds, and their keys
         self._asked_for = 0  # how many of the queue had been received when the gate was asked
         self._gate_due = 0.0
         self._gate_delay = limits.gate_first
@@ -133,20 +135,29 @@ class Follower:
             raise
         if isinstance(arrived, Keepalive):
             self._reply = self._reply or arrived.reply_requested
-            if not self._queue and not self._stream.in_transaction:
-                self._dispatcher.advance(arrived.wal_end)
+            if not self._stream.in_transaction:
+                self._reach(arrived.wal_end, now)
         elif arrived is not None:
-            self._hold(arrived, now)
+            self._monitor.received(arrived)
+            if arrived.touched.keys:
+                self._hold(arrived, now)
+            else:
+                self._reach(arrived.end_lsn, now)
 
     def _hold(self, transaction: Transaction, now: float) -> None:
-        self._monitor.received(transaction)
-        keys = len(transaction.touched.keys)
-        if not keys and not self._queue:
-            self._dispatcher.advance(transaction.end_lsn)
-            return
-        self._queue.append(_Held(transaction, now, released=not keys))
-        self._held_keys += keys
+        self._queue.append(_Held(transaction.end_lsn, transaction, now))
+        self._held += 1
+        self._held_keys += len(transaction.touched.keys)
         self._gate_due = now
+
+    def _reach(self, position: int, now: float) -> None:
+        """Note that nothing before `position` is still to come."""
+        if not self._queue:
+            self._dispatcher.advance(position)
+        elif self._queue[-1].transaction is None:
+            self._queue[-1].position = position
+        else:
+            self._queue.append(_Held(position, None, now))
 
     def _pass_gate(self, now: float) -> None:
         if self._gate.asked:
@@ -163,21 +174,22 @@ class Follower:
             self._gate_due = now + self._gate_delay  # else some have arrived since, and are due at once
         released = 0
         for held in islice(self._queue, self._asked_for):
-            if not held.released and view.shows(held.transaction.xid):
-                held.released = True
+            if held.transaction is not None and view.shows(held.transaction.xid):
+                self._dispatch(held.transaction, now - held.since)
+                held.transaction = None
                 released += 1
-                self._dispatch(held, now)
         # A transaction may become visible before an earlier one; its keys go, the position waits for the prefix.
-        while self._queue and self._queue[0].released:
-            self._dispatcher.advance(self._queue.popleft().transaction.end_lsn)
+        while self._queue and self._queue[0].transaction is None:
+            self._dispatcher.advance(self._queue.popleft().position)
         self._gate_delay = self._limits.gate_first if released else min(self._gate_delay * 2, self._limits.gate_most)
-        self._monitor.gate_held(self._queue[0].since if self._queue else None, len(self._queue))
+        self._monitor.gate_held(self._queue[0].since if self._queue else None, self._held)
 
-    def _dispatch(self, held: _Held, now: float) -> None:
-        self._held_keys -= len(held.transaction.touched.keys)
-        self._dispatcher.put(held.transaction.touched.keys)
-        self._recent.append(held.transaction)
-        self._monitor.gate_passed(now - held.since)
+    def _dispatch(self, transaction: Transaction, waited: float) -> None:
+        self._held -= 1
+        self._held_keys -= len(transaction.touched.keys)
+        self._dispatcher.put(transaction.touched.keys)
+        self._recent.append(transaction)
+        self._monitor.gate_passed(waited)
 
     def _observe(self) -> None:
         position = self._dispatcher.acknowledged

@@ -1,0 +1,176 @@
+"""Assembling transactions from frames, and acknowledging them."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leasecache.errors import SourceError
+from leasecache.invalidation.lsn import format_lsn, parse_lsn
+from leasecache.invalidation.pgoutput import Change, Commit, Delete, Insert, Relation, Update, decode
+from leasecache.invalidation.stream import (
+    Data,
+    Keepalive,
+    Stream,
+    Touched,
+    Transaction,
+    parse_frame,
+    status_update,
+    unix_to_micros,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+BEGIN = b"B" + struct.pack("!QqI", 100, 1_000_000, 7)
+COMMIT = b"C" + struct.pack("!BQQq", 0, 100, 120, 1_000_000)
+INSERT = struct.pack("!cIch", b"I", 1, b"N", 0)
+
+
+class Recorder:
+    """Rows that remember what they were given and touch one key for each change."""
+
+    def __init__(self) -> None:
+        self.relations: list[Relation] = []
+
+    def describe(self, relation: Relation) -> None:
+        """Remember a relation."""
+        self.relations.append(relation)
+
+    def route(self, change: Change, touched: Touched) -> None:
+        """Touch the key that is named after the relation."""
+        if isinstance(change, (Insert, Update, Delete)):
+            touched.keys[b"%d" % change.relid] = 0.0
+
+
+def data(payload: bytes, wal_end: int = 0) -> bytes:
+    """Return the frame that carries `payload`."""
+    return b"w" + struct.pack("!QQq", 0, wal_end, 0) + payload
+
+
+def keepalive(wal_end: int, reply: int = 0) -> bytes:
+    """Return a keepalive frame."""
+    return b"k" + struct.pack("!QqB", wal_end, 0, reply)
+
+
+def captured(version: int) -> Iterator[bytes]:
+    """Yield the payloads that a real server sent."""
+    for line in (GOLDEN / f"pgoutput_{version}.txt").read_text(encoding="utf-8").splitlines():
+        yield bytes.fromhex(line.split(" ", 1)[0])
+
+
+@pytest.mark.parametrize("version", [16, 18])
+def test_a_captured_conversation(version: int) -> None:
+    """Every commit of a real conversation becomes one transaction that ends at Commit.end_lsn."""
+    stream = Stream(Recorder())
+    got = [stream.receive(data(payload)) for payload in captured(version)]
+    commits = [message for message in map(decode, captured(version)) if isinstance(message, Commit)]
+    assert [t.end_lsn for t in got if isinstance(t, Transaction)] == [commit.end_lsn for commit in commits]
+    assert not stream.in_transaction
+
+
+def test_keys_are_a_set() -> None:
+    """Keys of one transaction are de-duplicated while it streams, its rows are counted."""
+    stream = Stream(Recorder())
+    stream.receive(data(BEGIN))
+    for _ in range(1000):
+        assert stream.receive(data(INSERT)) is None
+    done = stream.receive(data(COMMIT))
+    assert isinstance(done, Transaction)
+    assert (done.xid, done.end_lsn, done.committed_at) == (7, 120, 946_684_801.0)
+    assert (done.touched.keys, done.touched.rows) == ({b"1": 0.0}, 1000)
+
+
+def test_transactions_do_not_share_keys() -> None:
+    """What one transaction touched is not in the next one."""
+    stream = Stream(Recorder())
+    for payload in (BEGIN, INSERT, COMMIT, BEGIN):
+        stream.receive(data(payload))
+    done = stream.receive(data(COMMIT))
+    assert isinstance(done, Transaction)
+    assert done.touched == Touched()
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [
+        (INSERT,),
+        (COMMIT,),
+        (BEGIN, BEGIN),
+        (BEGIN, b"C" + struct.pack("!BQQq", 0, 99, 120, 0)),
+        (BEGIN, COMMIT, COMMIT),
+    ],
+)
+def test_messages_out_of_order(payloads: tuple[bytes, ...]) -> None:
+    """A row outside a transaction, a second Begin and a Commit of another transaction are SourceErrors."""
+    stream = Stream(Recorder())
+    for payload in payloads[:-1]:
+        stream.receive(data(payload))
+    with pytest.raises(SourceError):
+        stream.receive(data(payloads[-1]))
+
+
+def test_messages_are_counted() -> None:
+    """Commit messages of our prefix are counted with their transaction, those of others are not."""
+    stream = Stream(Recorder())
+    ours = b"M" + struct.pack("!BQ", 1, 5) + b"leasecache\0" + struct.pack("!i", 3) + b"\0\xff\0"
+    theirs = b"M" + struct.pack("!BQ", 1, 5) + b"other\0" + struct.pack("!i", 0)
+    for payload in (ours, BEGIN, ours, theirs):
+        stream.receive(data(payload))
+    done = stream.receive(data(COMMIT))
+    assert isinstance(done, Transaction)
+    assert (done.touched.messages, stream.stray_messages) == (1, 1)
+
+
+def test_relations_do_not_move_the_position() -> None:
+    """Relation frames carry position 0; what has been received never goes back."""
+    stream = Stream(Recorder())
+    stream.receive(keepalive(500))
+    stream.receive(data(next(p for p in captured(18) if p[:1] == b"R"), wal_end=0))
+    assert stream.received == 500
+
+
+def test_frames() -> None:
+    """Frames are read as the protocol lays them out."""
+    assert parse_frame(keepalive(7, 1)) == Keepalive(wal_end=7, reply_requested=True)
+    assert parse_frame(data(b"payload", 9)) == Data(wal_end=9, payload=b"payload")
+
+
+@pytest.mark.parametrize("frame", [data(b""), keepalive(1)])
+def test_truncated_frames(frame: bytes) -> None:
+    """A frame cut at any point is a SourceError; so is a keepalive with more bytes."""
+    for length in range(len(frame)):
+        with pytest.raises(SourceError):
+            parse_frame(frame[:length])
+    with pytest.raises(SourceError):
+        parse_frame(keepalive(1) + b"\0")
+
+
+@given(st.binary(max_size=100))
+def test_no_frame_crashes_it(frame: bytes) -> None:
+    """Any bytes are taken, or are a SourceError."""
+    try:
+        Stream(Recorder()).receive(frame)
+    except SourceError:
+        return
+
+
+def test_status_update() -> None:
+    """A status says the same position three times: written, flushed and applied are one for us."""
+    frame = status_update(0x16B374D848, 946_684_801.5, reply_requested=True)
+    assert struct.unpack("!cQQQqB", frame) == (b"r", *[0x16B374D848] * 3, 1_500_000, 1)
+    assert unix_to_micros(946_684_800) == 0
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_lsn_round_trip(position: int) -> None:
+    """A position reads back from how Postgres prints it."""
+    assert parse_lsn(format_lsn(position)) == position
+
+
+@pytest.mark.parametrize("text", ["", "1", "/", "1/", "x/1", "1/2/3", "123456789/0", "1/2\n"])
+def test_not_an_lsn(text: str) -> None:
+    """Anything else is a ValueError."""
+    with pytest.raises(ValueError, match="log sequence number"):
+        parse_lsn(text)
