@@ -48,7 +48,10 @@ class Codec:
         flags = _IDS[self.name] << _CODEC_SHIFT | self.fingerprint
         if value is None:
             return flags | _NONE, b""
-        body = self.dump(value)
+        try:
+            body = self.dump(value)
+        except Exception as error:  # it runs code of the value's class, and pickle raises nearly anything
+            raise TypeError(str(error)) from error
         if self.compress_over is not None and len(body) > self.compress_over:
             packed = zlib.compress(body, 1)
             if len(packed) < len(body):
@@ -102,7 +105,7 @@ def _explicit(name: str, where: str) -> _Parts:
 def _inferred(annotation: Any, where: str) -> _Parts:
     bare = _without_none(annotation)
     if bare is bytes:
-        return "raw", "", _expect_bytes, bytes
+        return "raw", "", lambda value: _expect(value, bytes), bytes
     if bare is str:
         return "str", "", str.encode, bytes.decode
     if hasattr(bare, "model_validate_json"):
@@ -112,9 +115,9 @@ def _inferred(annotation: Any, where: str) -> _Parts:
     return "msgpack", _shape(annotation), encoder.encode, decoder.decode
 
 
-def _expect_bytes(value: Any) -> bytes:
-    if not isinstance(value, bytes):
-        raise TypeError(f"expected bytes, not {type(value).__name__}")
+def _expect(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}, not {type(value).__name__}")
     return value
 
 
@@ -129,7 +132,7 @@ def _pydantic(model: Any, where: str) -> _Parts:
     return (
         "pydantic",
         shape,
-        lambda value: model.model_dump_json(value, by_alias=not by_name, round_trip=True).encode(),
+        lambda value: model.model_dump_json(_expect(value, model), by_alias=not by_name, round_trip=True).encode(),
         load if by_name else model.model_validate_json,
     )
 
@@ -176,4 +179,9 @@ def _children(info: Any) -> list[Any]:
 def _shape(annotation: Any) -> str:
     """Describe the type structurally: field names, types and defaults of everything it reaches."""
     schemas = msgspec.json.schema_components([annotation], ref_template="{name}")
-    return json.dumps(schemas, sort_keys=True, default=str)
+    return json.dumps(schemas, sort_keys=True, default=_default_text)
+
+
+def _default_text(value: Any) -> Any:
+    """Describe a field's default that JSON has not; a set is in another order in each process."""
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
