@@ -179,9 +179,15 @@ def _children(info: Any) -> list[Any]:
 def _shape(annotation: Any) -> str:
     """Describe the type structurally: field names, types and defaults of everything it reaches."""
     schemas = msgspec.json.schema_components([annotation], ref_template="{name}")
-    return json.dumps(schemas, sort_keys=True, default=_default_text)
+    return _canonical(schemas, False)
 
 
-def _default_text(value: Any) -> Any:
-    """Describe a field's default that JSON has not; a set is in another order in each process."""
-    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
+def _canonical(schema: Any, in_default: bool) -> str:
+    """Print a schema the same way in every process: what lists a set in a default is in no order of its own."""
+    if isinstance(schema, dict):
+        parts = [f"{name}:{_canonical(part, in_default or name == 'default')}" for name, part in schema.items()]
+        return f"{{{','.join(sorted(parts))}}}"
+    if isinstance(schema, (list, tuple, set, frozenset)):
+        parts = [_canonical(part, in_default) for part in schema]
+        return f"[{','.join(sorted(parts) if in_default else parts)}]"
+    return repr(schema)

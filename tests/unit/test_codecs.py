@@ -266,7 +266,9 @@ def test_fingerprint_is_the_same_everywhere() -> None:
     """Processes agree on the flags of a type, also where its default is a set, which each lists in its own order."""
     program = (
         "import dataclasses; from leasecache.codecs import make_codec\n"
-        "M = dataclasses.make_dataclass('M', [('tags', frozenset[str], frozenset('abcdefgh'))])\n"
+        "tags = ('tags', frozenset[str], frozenset('abcdefg'))\n"
+        "pairs = ('pairs', set[tuple[str, int]], frozenset({('a', 1), ('b', 2)}))\n"
+        "M = dataclasses.make_dataclass('M', [tags, pairs])\n"
         "print(make_codec(M, name=None, version=0, compress_over=None, where='f').fingerprint)"
     )
     seen = {
