@@ -44,6 +44,8 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in {"psycopg", "prometheus_client", "tomli"}:
             _fail(f"unexpected ImportError: {error}", FOUND)
         _fail(f"this command needs {error.name}: pip install 'leasecache[daemon]' 'psycopg[binary]'", WRONG_USE)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it", FOUND)
 
@@ -132,6 +134,18 @@ def rules(cache: Annotated[str, typer.Argument(metavar="MODULE:CACHE")]) -> None
     from leasecache.invalidation.settings import import_rules
 
     typer.echo(json.dumps(import_rules(cache).to_json(), indent=2))
+
+
+@app.command()
+def demo(
+    postgres: Annotated[Literal["16", "18"], typer.Option(help="Major version of PostgreSQL.")] = "18",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers up, and tell how to reach them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tour two data centres on real servers. Exit code 1 = something did not hold."""
+    from leasecache.lab.demo.tour import run
+
+    raise typer.Exit(DONE if run(version=int(postgres), as_json=as_json, keep=keep) else FOUND)
 
 
 def _show_findings(findings: "list[Finding]") -> None:

@@ -40,7 +40,7 @@ class PortTakenError(ServerError):
     """Another process took the port between our choice and the server's bind."""
 
 
-def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
+def wait_until(condition: Callable[[], T | None], timeout: float, what: str) -> T:
     """Poll until `condition()` is true and return what it returned.
 
     `timeout` is in seconds. Raises TimeoutError that says "<what>: not within <timeout> s".

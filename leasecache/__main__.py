@@ -1,0 +1,5 @@
+"""`python -m leasecache`: the command line."""
+
+from leasecache.cli import main
+
+main()

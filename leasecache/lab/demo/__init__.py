@@ -1,0 +1,1 @@
+"""The tour of two data centres: `leasecache demo`."""
