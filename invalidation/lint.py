@@ -74,10 +74,9 @@ def lint(rules: RuleSet, catalog: Catalog) -> list[Finding]:
         if table is None:
             findings.append(_about(rule, "unknown-table", "there is no such table, so nothing invalidates these keys"))
             continue
-        findings += _table(rule, table)
+        unfit = list(_table(rule, table)) or list(_columns(rule, table))
+        findings += unfit or _identity(rule, table, needed[rule.schema, rule.table])
         findings += _published(rule, table, catalog)
-        columns = list(_columns(rule, table))
-        findings += columns or _identity(rule, table, needed[rule.schema, rule.table])
     return findings
 
 
@@ -153,7 +152,7 @@ def _table(rule: Rule, table: Table) -> Iterator[Finding]:
 
 def _published(rule: Rule, table: Table, catalog: Catalog) -> Iterator[Finding]:
     publication = catalog.publication
-    if publication is None or table.kind not in "rp":
+    if publication is None or table.kind not in "rp" or table.persistence != "p":
         return
     remedy = tuple(sql for sql in publication_ddl(catalog) if qualified(table) in sql or "via_partition_root" in sql)
     name = catalog.publication_name

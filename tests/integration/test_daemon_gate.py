@@ -64,11 +64,18 @@ def test_a_standby_that_is_promoted(fragile_world: Fragile) -> None:
     assert "gate=standby" in world.daemon.log()
     world.primary.kill()
     world.source.promote()
-    world.fill("media:1", "media:2")
-    world.source.query("insert into media values (1, 'a')", dbname=world.database)
+    world.fill("media:1")
+    world.source.synchronise("nobody")
+    insert = "insert into media values (1, 'a')"
+    with ThreadPoolExecutor(1) as pool, ExitStack() as released:
+        released.callback(world.source.synchronise)
+        waiting = pool.submit(world.source.query, insert, dbname=world.database)
+        wait_until(lambda: world.daemon.metric("held_transactions") == 1, WITHIN, "a held transaction")
+        assert world.cached("media:1"), "invalidated before it was visible"
+        released.close()
+        waiting.result(WITHIN)
     world.await_gone("media:1")
-    assert "gate=snapshot" in world.daemon.log()
-    assert world.cached("media:2")
+    assert "gate=snapshot was=standby" in world.daemon.log()
 
 
 def test_the_source_restarts(fragile_world: Fragile) -> None:

@@ -1,0 +1,85 @@
+"""The command line: what it prints, and that every error is one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fix_daemon import run_to_exit
+
+CLI = ("-m", "leasecache.cli")
+APPLICATION = """
+from leasecache import Cache, row
+cache = Cache.from_url("memory://?namespace=shop")
+@cache.cached("media:{media_id}", ttl=60, depends_on=row("media", media_id="id"))
+def get_media(media_id: int) -> str: ...
+"""
+
+
+def test_version() -> None:
+    """--version names version and implementation."""
+    code, out, err = run_to_exit([*CLI, "--version"])
+    assert (code, err) == (0, "")
+    assert out.startswith("leasecache ")
+    assert out.rstrip().endswith(("(c)", "(python)"))
+
+
+def test_rules(tmp_path: Path) -> None:
+    """`rules` prints what a daemon can read instead of importing the application."""
+    (tmp_path / "shop_application.py").write_text(APPLICATION)
+    code, out, err = run_to_exit([*CLI, "rules", "shop_application:cache"], PYTHONPATH=str(tmp_path))
+    assert (code, err) == (0, "")
+    (only,) = json.loads(out)["rules"]
+    assert (only["template"], only["table"], only["fields"]) == ("media:{media_id}", "public.media", {"media_id": "id"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("rules", "nothing"), "module:attribute"),
+        (("rules", "no_such_module:cache"), "no_such_module"),
+        (("daemon", "--config", "gone.toml"), "gone.toml"),
+        (("check", "--config", "gone.toml"), "gone.toml"),
+        (("setup", "--config", "gone.toml"), "gone.toml"),
+        (("daemon",), "source.dsn is missing"),
+    ],
+)
+def test_errors_are_one_line(arguments: tuple[str, ...], says: str) -> None:
+    """Wrong use is one line on standard error and exit code 2."""
+    code, out, err = run_to_exit([*CLI, *arguments])
+    assert (code, out) == (2, "")
+    assert err.startswith("leasecache: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+@pytest.mark.parametrize("arguments", [("frobnicate",), ("daemon", "--no-such-option"), ("rules",)])
+def test_usage_errors(arguments: tuple[str, ...]) -> None:
+    """An unknown command or option is exit code 2, without a traceback."""
+    code, _, err = run_to_exit([*CLI, *arguments])
+    assert code == 2
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "says"),
+    [
+        ("typer", ("--version",), "pip install 'leasecache[cli]'"),
+        ("psycopg", ("check",), "pip install 'leasecache[daemon]'"),
+        ("prometheus_client", ("daemon",), "pip install 'leasecache[daemon]'"),
+    ],
+)
+def test_a_missing_extra(missing: str, arguments: tuple[str, ...], says: str) -> None:
+    """Without an extra the command says what to install."""
+    program = f"import sys; sys.modules[{missing!r}] = None; from leasecache.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert says in done.stderr
+
+
+def test_the_daemon_module_has_the_same_manners() -> None:
+    """`python -m leasecache.invalidation` reports like the command does."""
+    code, out, err = run_to_exit(["-m", "leasecache.invalidation", "--config", "gone.toml"])
+    assert (code, out, err) == (2, "", "leasecache: cannot read gone.toml: No such file or directory\n")
