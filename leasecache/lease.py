@@ -6,11 +6,12 @@ Leases are those of "Scaling Memcache at Facebook" (NSDI '13, section 3.2.1).
 """
 
 import enum
+import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """Proves the right to store: the item's CAS, and when it was issued in terms of this process's connections.
 
     A CAS number can come back after a server restart. A connection that is older than the token has outlived any
@@ -22,8 +23,7 @@ class Token:
     born: int  # number of the connection that brought the answer
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """A value that nothing has invalidated."""
 
     value: bytes
@@ -32,8 +32,7 @@ class Hit:
     token: Token | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(NamedTuple):
     """A value that was invalidated; another caller is loading its successor under `token`."""
 
     value: bytes
@@ -42,16 +41,14 @@ class Stale:
     token: Token | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """Another caller holds the lease `token` and there is no value to serve; look again in `retry_after` s."""
 
     retry_after: float
     token: Token | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """The right to load and store `key`. `value` is the value in hand, if any; `fresh` tells whether it still holds.
 
     A lease without a token cannot store: the server had no memory, or somebody else's value is in the way.
@@ -123,6 +120,15 @@ def content(size: int, flags: int) -> Content:
     return FOREIGN if size else STUB
 
 
-def decide(won: bool, stale: bool, taken: bool, held: Content) -> Decision:
-    """Read the marks W, X, Z and the content of an item."""
-    return DECISIONS.get((won, stale, taken, held), Decision.UNSTORABLE)
+def decide(won: bool, stale: bool, taken: bool, size: int, flags: int) -> Decision:
+    """Read the marks W, X, Z, the size in bytes and the client flags of an item."""
+    return _DECIDED[won, stale, taken, size > 0, flags > 0]
+
+
+_BITS = (False, True)
+_DECIDED = {  # DECISIONS for every answer there can be, with keys that are quick to make
+    (won, stale, taken, sized, flagged): DECISIONS.get(
+        (won, stale, taken, content(sized, flagged)), Decision.UNSTORABLE
+    )
+    for won, stale, taken, sized, flagged in itertools.product(_BITS, repeat=5)
+}

@@ -19,6 +19,7 @@ from leasecache.stores.pool import EPOCH, Connection, Pool
 
 LEAST_VERSION = (1, 6, 13)  # md C and ms c behave since then
 CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
+QUIET = -1  # instead of a number of replies: as many as come before MN
 PROBE_FIRST, PROBE_MOST = 0.1, 5.0  # s a failed node is left alone, doubling
 
 Address = tuple[str, int] | str
@@ -63,14 +64,14 @@ class MemcachedNode:
             self.release(lease)
             return Refused(f"larger than the server's item_size_max of {connection.item_size_max} bytes")
         request = meta.lease_set(lease.key, lease.token.cas, flags, body, meta.exptime(ttl, time.time()))
-        return self._checked(meta.outcome, self._converse(connection, lambda wire: wire.exchange(request, 1))[0])
+        return self._checked(meta.outcome, self._converse(connection, request, 1)[0])
 
     def release(self, lease: Lease) -> None:
         """Give the lease back, so that the next reader wins at once. Raises NodeError."""
         request = meta.release(lease)
         connection = self._pool.acquire_before(lease.token.epoch) if request and lease.token else None
         if connection is not None and request is not None:
-            self._converse(connection, lambda wire: wire.exchange(request, 1))
+            self._converse(connection, request, 1)
 
     def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
         """Void leases; drop the values or leave them stale for at most `stale_for` s.
@@ -108,37 +109,34 @@ class MemcachedNode:
         self._pool.close()
 
     def _acknowledged(self, request: bytes) -> None:
-        told = self._retrying(lambda wire: wire.exchange_quiet(request))
-        self._checked(meta.acknowledge, told.replies)
+        self._checked(meta.acknowledge, self._exchange(request, QUIET).replies)
 
     def _exchange(self, request: bytes, count: int) -> "_Told":
-        return self._retrying(lambda wire: wire.exchange(request, count))
-
-    def _retrying(self, talk: Callable[[Wire], list[Reply]]) -> "_Told":
-        """Talk over any connection; if a pooled one turns out dead, once more over a new one."""
+        """Send and receive over any connection; if a pooled one turns out dead, once more over a new one."""
         self._down.check(self.name)
         try:
             connection = self._pool.acquire()
             try:
-                told = self._over(connection, talk)
+                told = self._over(connection, request, count)
             except NodeError as error:
                 if isinstance(error, NodeTimeout) or not connection.pooled:
                     raise
                 self._pool.drop_idle()  # what else is idle has most likely died with it
-                told = self._over(self._pool.acquire(), talk)
+                told = self._over(self._pool.acquire(), request, count)
         except NodeError:
             self._down.failed()
             raise
         self._down.answered()
         return told
 
-    def _over(self, connection: Connection, talk: Callable[[Wire], list[Reply]]) -> "_Told":
+    def _over(self, connection: Connection, request: bytes, count: int) -> "_Told":
         epoch = EPOCH.latest  # before the request is sent: a later connection may be to a restarted server
-        return _Told(self._converse(connection, talk), epoch, connection.epoch)
+        return _Told(self._converse(connection, request, count), epoch, connection.epoch)
 
-    def _converse(self, connection: Connection, talk: Callable[[Wire], list[Reply]]) -> list[Reply]:
+    def _converse(self, connection: Connection, request: bytes, count: int) -> list[Reply]:
+        wire = connection.wire
         try:
-            replies = talk(connection.wire)
+            replies = wire.exchange_quiet(request) if count == QUIET else wire.exchange(request, count)
         except NodeError as error:
             self._pool.discard(connection)
             raise type(error)(f"memcached {self.name}: {error}") from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leasecache.errors import NodeError
-from leasecache.lease import Answer, Decision, Hit, Lease, Refused, Stale, Stored, Token, Wait, content, decide
+from leasecache.lease import Answer, Decision, Hit, Lease, Refused, Stale, Stored, Token, Wait, decide
 
 CAPACITY = 64 * 2**20  # bytes
 OVERHEAD = 200  # bytes an entry costs beside key and value, roughly what CPython takes
@@ -124,7 +124,7 @@ class MemoryStore:
     def _answer(self, key: bytes, item: _Item, won: bool, taken: bool, now: float) -> Answer:
         token = Token(item.cas, 0, 0)
         left = item.expires - now
-        decision = decide(won, item.stale, taken, content(len(item.value), item.flags))
+        decision = decide(won, item.stale, taken, len(item.value), item.flags)
         if item.flags:
             self._items.move_to_end(key)
         if decision is Decision.HIT:

@@ -19,7 +19,6 @@ from leasecache.lease import (
     Stored,
     Token,
     Wait,
-    content,
     decide,
 )
 
@@ -110,7 +109,7 @@ def answer(key: bytes, reply: Reply, epoch: int, born: int) -> Answer:
         raise unexpected(reply)
     value, flags, token = reply.value, reply.flags, Token(reply.cas, epoch, born)
     expires_in = None if reply.ttl < 0 else float(reply.ttl)
-    decision = decide(reply.won, reply.stale, reply.taken, content(len(value), flags))
+    decision = decide(reply.won, reply.stale, reply.taken, len(value), flags)
     if decision is Decision.HIT:
         return Hit(value, flags, expires_in, token)
     if decision is Decision.WON:
