@@ -4,11 +4,14 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from leasecache.fork import forget_after_fork
 
 WORKERS = 4
+
+Job = tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...]]
+Jobs: TypeAlias = "queue.SimpleQueue[Job]"
 
 
 class Executor(Protocol):
@@ -27,21 +30,29 @@ class Background:
     def forget(self) -> None:
         """Start anew; threads do not survive a fork."""
         self._lock = threading.Lock()
-        self._jobs: queue.SimpleQueue[tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...]]]
-        self._jobs = queue.SimpleQueue()
+        self._jobs: Jobs | None = None  # made at first use: gevent may patch the queue after this cache was declared
         self._started = 0
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> None:
         """Run `fn(*args)` in a worker, under a copy of the caller's context variables."""
-        self._jobs.put((contextvars.copy_context(), fn, args))
+        jobs, number = self._enlist()
+        jobs.put((contextvars.copy_context(), fn, args))
+        if number:  # outside the lock: under gevent, start() lets other greenlets run
+            name = f"leasecache-refresh-{number}"
+            threading.Thread(target=self._work, args=(jobs,), name=name, daemon=True).start()
+
+    def _enlist(self) -> tuple[Jobs, int]:
+        """Return the queue, and the number of a worker that the caller has to start, or 0."""
         with self._lock:
-            if self._started < WORKERS:
-                self._started += 1
-                name = f"leasecache-refresh-{self._started}"
-                threading.Thread(target=self._work, args=(self._jobs,), name=name, daemon=True).start()
+            if self._jobs is None:
+                self._jobs = queue.SimpleQueue()
+            if self._started == WORKERS:
+                return self._jobs, 0
+            self._started += 1
+            return self._jobs, self._started
 
     @staticmethod
-    def _work(jobs: "queue.SimpleQueue[tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...]]]") -> None:
+    def _work(jobs: Jobs) -> None:
         while True:
             context, fn, args = jobs.get()
             context.run(fn, *args)

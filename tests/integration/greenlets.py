@@ -1,0 +1,129 @@
+"""What `test_gevent` runs, each case in a process of its own, and prints as JSON.
+
+    python -m tests.integration.greenlets CASE ORDER PORT PID
+
+PORT and PID are those of a memcached that the case may pause. ORDER is "patched-first", or "declared-first": the cache
+and its functions exist before gevent patches the standard library, as in a module that is imported early.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+from gevent import monkey
+
+POOL = 8  # connections, far fewer than greenlets
+TIMEOUT = 1.0  # s one exchange may take
+TICK = 0.01  # s
+
+
+class Application:
+    """A cached function whose loader takes 50 ms."""
+
+    def __init__(self, port: int) -> None:
+        from leasecache import Cache  # not before its turn: the order is what is tested
+
+        self.loads: list[int] = []
+        self.cache = Cache.from_url(f"memcached://127.0.0.1:{port}?timeout={TIMEOUT}&pool={POOL}")
+        self.get_item = self.cache.cached("item:{item_id}", ttl=60, stale_for=30)(self.load)
+
+    def load(self, item_id: int) -> int:
+        self.loads.append(item_id)
+        time.sleep(0.05)
+        return item_id
+
+
+@contextlib.contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """Stop a process meanwhile: it accepts connections and answers nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def herd(app: Application, pid: int) -> dict[str, Any]:
+    """Two hundred greenlets call one cold key."""
+    calls = [gevent.spawn(app.get_item, 1) for _ in range(200)]
+    gevent.joinall(calls, timeout=20)
+    return {"values": sorted({call.value for call in calls}), "loads": len(app.loads)}
+
+
+def stall(app: Application, pid: int) -> dict[str, Any]:
+    """A call waits for a cache that does not answer, while another greenlet ticks."""
+    app.get_item(1)
+    ticks = []
+    with paused(pid):
+        began = time.monotonic()
+        call = gevent.spawn(app.get_item, 1)
+        while not call.ready():
+            gevent.sleep(TICK)
+            ticks.append(time.monotonic())
+    blocked = ticks[-1] - began
+    return {"value": call.value, "blocked": blocked, "pace": len(ticks) * TICK / blocked}
+
+
+def interrupt(app: Application, pid: int) -> dict[str, Any]:
+    """More calls than there are connections are interrupted while they wait for the cache; then all are made again."""
+
+    def hurried(item_id: int) -> str:
+        try:
+            with gevent.Timeout(0.2):
+                return str(app.get_item(item_id))
+        except gevent.Timeout:
+            return "interrupted"
+
+    items = range(3 * POOL)
+    for item_id in items:
+        app.get_item(item_id)
+    with paused(pid):
+        hurried_calls = [gevent.spawn(hurried, item_id) for item_id in items]
+        gevent.joinall(hurried_calls, timeout=20)
+    again = [gevent.spawn(app.get_item.lookup, item_id) for item_id in items]
+    gevent.joinall(again, timeout=20)
+    return {
+        "interrupted": {call.value for call in hurried_calls} == {"interrupted"},
+        "right": [call.value.value for call in again] == list(items),
+        "states": sorted({call.value.state for call in again}),
+    }
+
+
+def refresh(app: Application, pid: int) -> dict[str, Any]:
+    """A dozen greenlets are served stale values, while the workers in the background load the new ones."""
+    items = range(12)
+    for item_id in items:
+        app.get_item(item_id)
+    for item_id in items:
+        app.get_item.invalidate(item_id)
+    stale = [gevent.spawn(app.get_item.lookup, item_id) for item_id in items]
+    gevent.joinall(stale, timeout=20)
+    with gevent.Timeout(20):
+        while any(app.get_item.lookup(item_id).state == "stale" for item_id in items):
+            gevent.sleep(TICK)
+    return {"states": sorted({call.value.state for call in stale}), "loads": len(app.loads)}
+
+
+CASES: dict[str, Callable[[Application, int], dict[str, Any]]] = {
+    case.__name__: case for case in (herd, stall, interrupt, refresh)
+}
+
+
+def main(case: str, order: str, port: str, pid: str) -> None:
+    if order == "patched-first":
+        monkey.patch_all()
+    app = Application(int(port))
+    if order == "declared-first":
+        monkey.patch_all()
+    with app.cache:
+        print(json.dumps(CASES[case](app, int(pid))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
