@@ -2,9 +2,10 @@
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from leasecache.errors import ConfigError
 from leasecache.keys import key_prefix
@@ -12,6 +13,7 @@ from leasecache.stores.base import Store
 
 GUARDS = ("none",)
 _DEFAULT_PORT = 11211
+_NODE = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _OPTIONS: dict[str, dict[str, type]] = {
     "memcached": {"timeout": float, "connect_timeout": float, "pool": int},
     "memory": {"capacity": int},
@@ -32,19 +34,20 @@ class CacheUrl:
 
 def parse_url(url: str) -> CacheUrl:
     """Parse a cache URL. Raises ConfigError naming the fault and the fix."""
-    parts = urlsplit(url)
-    if parts.scheme not in _OPTIONS:
+    scheme, _, rest = url.partition("://")  # not urlsplit, which refuses an IPv6 address behind another node
+    if scheme not in _OPTIONS or "://" not in url:
         raise ConfigError(f"cache URL {url!r}: the scheme must be one of {', '.join(f'{s}://' for s in _OPTIONS)}")
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    address, _, text = rest.partition("?")
+    query = _query(url, text)
     namespace, guard = query.pop("namespace", None), query.pop("guard", None)
     key_prefix(namespace)
     check_guard(guard)
     return CacheUrl(
-        scheme=parts.scheme,
-        nodes=_nodes(url, parts.netloc, unquote(parts.path)) if parts.scheme == "memcached" else (),
+        scheme=scheme,
+        nodes=_nodes(url, scheme, address),
         namespace=namespace,
         guard=guard,
-        options={name: _option(url, parts.scheme, name, text) for name, text in query.items()},
+        options={name: _option(url, scheme, name, text) for name, text in query.items()},
     )
 
 
@@ -71,24 +74,35 @@ def check_guard(guard: str | None) -> None:
         raise ConfigError(f"guard={guard!r} is not available; use guard='none' (leases, ttl, explicit invalidation)")
 
 
-def _nodes(url: str, netloc: str, path: str) -> tuple[str, ...]:
-    if not netloc and path:
-        return (path,)
-    if "@" in netloc or path not in ("", "/"):
+def _query(url: str, text: str) -> dict[str, str]:
+    pairs = parse_qsl(text, keep_blank_values=True)
+    query = dict(pairs)
+    if len(query) != len(pairs):
+        raise ConfigError(f"cache URL {url!r} gives an option twice")
+    return query
+
+
+def _nodes(url: str, scheme: str, address: str) -> tuple[str, ...]:
+    if scheme != "memcached":
+        if address.strip("/"):
+            raise ConfigError(f"cache URL {url!r}: {scheme}:// takes no address; options follow a '?'")
+        return ()
+    if address.startswith("/") and address != "/":
+        return (unquote(address),)
+    if "@" in address or "/" in address.removesuffix("/"):
         raise ConfigError(f"cache URL {url!r}: expected memcached://host:port,host:port?namespace=name")
-    nodes = tuple(_node(url, part) for part in netloc.split(","))
+    nodes = tuple(_node(url, part) for part in address.removesuffix("/").split(","))
     if len(set(nodes)) != len(nodes):
         raise ConfigError(f"cache URL {url!r} names a node twice")
     return nodes
 
 
 def _node(url: str, text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, str(_DEFAULT_PORT)
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"cache URL {url!r}: {text!r} is not host:port")
-    return f"{host}:{port}"
+    found = _NODE.fullmatch(text)
+    port = int(found[2] or _DEFAULT_PORT) if found else 0
+    if not found or not 0 < port < 65536:
+        raise ConfigError(f"cache URL {url!r}: {text!r} is not host:port; an IPv6 address stands in brackets")
+    return f"{found[1]}:{port}"
 
 
 def _option(url: str, scheme: str, name: str, text: str) -> float | int:

@@ -34,7 +34,9 @@ class Policy:
         self._require("on_wait_timeout", self.on_wait_timeout in ON_WAIT_TIMEOUT, "'load', 'stale' or 'raise'")
         self._require("negative_ttl", self.negative_ttl is None or _at_least(self.negative_ttl, 1), "at least 1 s")
         self._require("jitter", _at_least(self.jitter, 0) and self.jitter < 1, "from 0 to below 1")
-        self._require("compress_over", self.compress_over is None or self.compress_over >= 0, "0 or more bytes")
+        self._require(
+            "compress_over", self.compress_over is None or _at_least(self.compress_over, 0), "0 or more bytes"
+        )
         self._require("version", isinstance(self.version, int), "an int")
 
     def ttl_of(self, is_none: bool) -> float:
@@ -46,5 +48,5 @@ class Policy:
             raise DefinitionError(f"{name}={getattr(self, name)!r} must be {expected}")
 
 
-def _at_least(value: float, least: float) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= least
+def _at_least(value: object, least: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= least

@@ -1,5 +1,6 @@
 """Invalidation rules: which key a changed row touches. Plain values that the application and the daemon share."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,11 +24,16 @@ def row(table: str, /, *, columns: tuple[str, ...] | None = None, **fields: str)
 
     `fields` binds each key field to the column that holds its value. `columns` names the columns whose updates
     matter; it filters only under REPLICA IDENTITY FULL, otherwise every update of the row invalidates.
-    Raises DefinitionError when nothing is bound or `columns` is empty or a bare string.
+    Raises DefinitionError when a name is missing or no name, or `columns` is empty or a bare string.
     """
+    if not _is_name(table) or len(parts := table.split(".")) > 2 or not all(parts):
+        raise DefinitionError(f"row({table!r}): the table must be 'name' or 'schema.name'")
     if not fields:
         raise DefinitionError(f"row({table!r}) binds no key field; write row({table!r}, key_field='column')")
-    if isinstance(columns, str) or columns == ():
+    for name, column in fields.items():
+        if not _is_name(column):
+            raise DefinitionError(f"row({table!r}): {name} must be bound to the name of a column, not {column!r}")
+    if columns is not None and not (isinstance(columns, (tuple, list)) and columns and all(map(_is_name, columns))):
         raise DefinitionError(f"row({table!r}): columns must be a tuple of names such as ('title',), not {columns!r}")
     return Row(table=table, fields=fields, columns=None if columns is None else tuple(columns))
 
@@ -44,6 +50,10 @@ class Rule:
     fields: Mapping[str, str]  # key field → column
     columns: tuple[str, ...] | None = None  # update filter, None = every update
     stale_for: float = 0.0  # s an invalidated value stays servable as stale
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name != ""
 
 
 def split_table(name: str) -> tuple[str, str]:
@@ -95,8 +105,11 @@ def _rule_from_json(index: int, entry: Any) -> Rule:
         raise ConfigError(f"{where} must be an object")
     schema, table = split_table(_expect(entry, "table", str, where))
     columns = entry.get("columns")
-    if columns is not None and not _all_strings(columns):
-        raise ConfigError(f"{where}.columns must be a list of strings or null")
+    if columns is not None and not (columns and _all_strings(columns)):
+        raise ConfigError(f"{where}.columns must be a list of names, at least one, or null")
+    stale_for = float(_expect(entry, "stale_for", (int, float), where))
+    if not 0 <= stale_for < math.inf:
+        raise ConfigError(f"{where}.stale_for must be 0 or more s, not {stale_for!r}")
     return Rule(
         function=_expect(entry, "function", str, where),
         template=_expect(entry, "template", str, where),
@@ -105,7 +118,7 @@ def _rule_from_json(index: int, entry: Any) -> Rule:
         table=table,
         fields=_expect_names(entry, "fields", where),
         columns=None if columns is None else tuple(columns),
-        stale_for=float(_expect(entry, "stale_for", (int, float), where)),
+        stale_for=stale_for,
     )
 
 
