@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -68,15 +69,15 @@ class Daemon:
         try:
             self._session = self._start()
             while not self._stopping:
-                self._guarded_turn()
-            self._finish()
+                self._guarded(self._turn)
+            self._guarded(self._finish)
         finally:
             self._close_session()
             self._dispatcher.close()
 
-    def _guarded_turn(self) -> None:
+    def _guarded(self, step: Callable[[], None]) -> None:
         try:
-            self._turn()
+            step()
         except GapError:
             raise
         except SourceError as error:
@@ -103,24 +104,21 @@ class Daemon:
     def _finish(self) -> None:
         if self._session is None:
             return
-        try:
-            complete = self._session.follower.drain(self._ear, self._hush)
-        except SourceError as error:
-            event(logging.WARNING, "stopped", drained=False, reason=error)
-        else:
-            event(logging.INFO, "stopped", drained=complete)
+        complete = self._session.follower.drain(self._ear, self._hush)
+        event(logging.INFO if complete else logging.WARNING, "stopped", drained=complete)
 
-    def _start(self) -> _Session:
+    def _start(self) -> _Session | None:
         deadline = time.monotonic() + SLOT_WAIT
-        while True:
+        while not self._stopping:
             try:
                 return self._open()
             except SlotInUseError as error:
-                if time.monotonic() > deadline or self._stopping:
+                if time.monotonic() > deadline:
                     raise ConfigError(f"{error}; stop the other daemon, or give this one a slot of its own") from None
                 self._rest(RETRY_FIRST)
             except SourceError as error:
                 raise ConfigError(str(error)) from None
+        return None
 
     def _open(self) -> _Session:
         with ExitStack() as opened:
@@ -155,8 +153,10 @@ class Daemon:
     def _rest(self, seconds: float) -> None:
         """Wait, while nodes are still told what they have to be told."""
         deadline = time.monotonic() + seconds
+        rung = select.poll()
+        rung.register(self._ear, select.POLLIN)
         while not self._stopping and (left := deadline - time.monotonic()) > 0:
-            select.select([self._ear], [], [], min(left, RETRY_FIRST))
+            rung.poll(min(left, RETRY_FIRST) * 1000)
             self._hush()
             self._dispatcher.step(time.monotonic())
 

@@ -53,7 +53,6 @@ class Mailbox:
     def __init__(self, node: Node, wake: Callable[[], None]) -> None:
         self.node = node
         self.acknowledged = 0  # everything before this position is done
-        self.waiting_since: float | None = None  # monotonic s of the first failure that lasts
         self._wake = wake
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"leasecache-{node.name}")
         self._waiting: dict[bytes, float] = {}
@@ -62,8 +61,13 @@ class Mailbox:
         self._sending_position = 0
         self._batch: dict[bytes, float] = {}
         self._future: Future[None] | None = None
-        self._delay = 0.0
-        self.retry_at = 0.0  # monotonic s
+        self._delay = 0.0  # s before the next attempt, 0 = the last one succeeded
+        self._retry_at = 0.0  # monotonic s
+
+    @property
+    def retry_at(self) -> float | None:
+        """Return when (monotonic s) a node that failed is to be tried again, None when there is nothing to retry."""
+        return self._retry_at if self._delay and self._future is None else None
 
     def __len__(self) -> int:
         """Return how many keys are not acknowledged."""
@@ -82,7 +86,7 @@ class Mailbox:
         """Collect a finished batch and begin the next one. Raises what a node raised, unless it is a NodeError."""
         if self._future is not None and self._future.done():
             self._collect(self._future, now, observer)
-        if self._future is None and now >= self.retry_at:
+        if self._future is None and now >= self._retry_at:
             self._submit()
 
     def _collect(self, future: "Future[None]", now: float, observer: Observer) -> None:
@@ -92,7 +96,7 @@ class Mailbox:
             observer.invalidated(self.node.name, len(self._batch))
             self._batch = {}
             if self._delay:
-                self._delay, self.waiting_since = 0.0, None
+                self._delay = 0.0
                 observer.node_recovered(self.node.name)
             self._settle()
             return
@@ -100,8 +104,7 @@ class Mailbox:
             _add(self._sending, key, stale_for)
         self._batch = {}
         self._delay = min(max(self._delay * 2, RETRY_FIRST), RETRY_MOST)
-        self.retry_at = now + self._delay
-        self.waiting_since = now if self.waiting_since is None else self.waiting_since
+        self._retry_at = now + self._delay
         if not isinstance(error, NodeError):
             raise error
         observer.node_failed(self.node.name, error)
@@ -172,12 +175,8 @@ class Dispatcher:
 
     def next_retry(self, now: float) -> float | None:
         """Return the seconds until a failed node is tried again, None when no node has failed."""
-        times = [box.retry_at for box in self._mailboxes.values() if box.waiting_since is not None and len(box)]
+        times = [at for box in self._mailboxes.values() if (at := box.retry_at) is not None]
         return max(0.0, min(times) - now) if times else None
-
-    def held_since(self) -> dict[str, float]:
-        """Return since when (monotonic s) each failing node has been failing."""
-        return {n: box.waiting_since for n, box in self._mailboxes.items() if box.waiting_since is not None}
 
     def close(self) -> None:
         """Stop every thread."""

@@ -195,7 +195,7 @@ class Follower:
         position = self._dispatcher.acknowledged
         while self._recent and self._recent[0].end_lsn <= position:
             self._monitor.completed(self._recent.popleft())
-        self._monitor.position(self._stream.received, position, len(self._dispatcher), self._dispatcher.held_since())
+        self._monitor.position(self._stream.received, position, len(self._dispatcher))
 
     def _report(self, now: float) -> None:
         position = self._dispatcher.acknowledged

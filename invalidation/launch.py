@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from leasecache.config import open_store
 from leasecache.errors import ConfigError, SourceError
@@ -22,8 +23,17 @@ from leasecache.rules import RuleSet
 from leasecache.stores.base import Store
 
 
-def read_configuration(path: Path | None) -> tuple[Settings, RuleSet, Store]:
-    """Return settings, rules under the cache's namespace, and the store, without connecting to anything.
+class Configuration(NamedTuple):
+    """What a configuration file says, understood."""
+
+    settings: Settings
+    rules: RuleSet  # under the namespace of the cache
+    router: Router
+    store: Store
+
+
+def read_configuration(path: Path | None) -> Configuration:
+    """Read a configuration without connecting to anything; None = the environment only.
 
     Raises ConfigError when something is wrong or does not fit together.
     """
@@ -37,14 +47,15 @@ def read_configuration(path: Path | None) -> tuple[Settings, RuleSet, Store]:
             f"cache.url has namespace {store.namespace!r}, the rules were made under {rules.namespace!r}: "
             "keys would never match; use the application's URL"
         )
-    return settings, RuleSet(namespace=store.namespace, rules=rules.rules), store
+    rules = RuleSet(namespace=store.namespace, rules=rules.rules)
+    return Configuration(settings, rules, Router(rules), store)
 
 
 def run_daemon(path: Path | None) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises ConfigError when it cannot start, GapError on lost changes."""
-    settings, rules, store = read_configuration(path)
+    settings, rules, router, store = read_configuration(path)
     monitor = Monitor()
-    daemon = Daemon(settings.source, Router(rules), store, monitor)
+    daemon = Daemon(settings.source, router, store, monitor)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
     server = _serve(settings, monitor)
@@ -59,8 +70,7 @@ def run_daemon(path: Path | None) -> None:
 
 def find_faults(path: Path | None) -> list[Finding]:
     """Return what keeps the source from serving the rules. Raises ConfigError when the configuration is wrong."""
-    settings, rules, _ = read_configuration(path)
-    Router(rules)  # refuses templates and kinds that cannot be rendered
+    settings, rules, *_ = read_configuration(path)
     try:
         return lint(rules, _inspect(settings, rules))
     except SourceError as error:
@@ -83,7 +93,7 @@ class Setup:
 
 def plan_setup(path: Path | None) -> Setup:
     """Return the setup that the source needs. Raises ConfigError, and SourceError when it cannot be reached."""
-    settings, rules, _ = read_configuration(path)
+    settings, rules, *_ = read_configuration(path)
     catalog = _inspect(settings, rules)
     beyond = [finding for finding in lint(rules, catalog) if finding.fatal and not finding.by_setup]
     return Setup(source=settings.source.dsn, steps=plan(catalog, rules), beyond=beyond)

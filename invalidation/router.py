@@ -7,7 +7,7 @@ counted as a Loss with its reason.
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from leasecache.errors import SourceError
+from leasecache.errors import DefinitionError, SourceError
 from leasecache.invalidation.pgoutput import UNCHANGED, Change, Delete, Insert, Relation, Truncate, Tuple, Update, Value
 from leasecache.invalidation.stream import Loss, Touched
 from leasecache.keys import KeyTemplate
@@ -39,11 +39,13 @@ class Router:
     """Turn changes into keys."""
 
     def __init__(self, rules: RuleSet) -> None:
-        """Compile `rules`. Raises DefinitionError on a template or kind that cannot be rendered."""
+        """Compile `rules`. Raises DefinitionError when a template, its kinds and its columns do not go together."""
         self._rules: dict[tuple[str, str], list[tuple[Rule, tuple[str, ...], Render]]] = {}
         self._targets: dict[int, Target | None] = {}
         for rule in rules.rules:
             template = KeyTemplate.parse(rule.template, rule.kinds)
+            if set(template.fields) != set(rule.fields):
+                raise DefinitionError(f"rule of {rule.function}: its columns are not those of {rule.template!r}")
             columns = tuple(rule.fields[name] for name in template.fields)
             render = template.renderer(rules.namespace).from_text
             self._rules.setdefault((rule.schema, rule.table), []).append((rule, columns, render))

@@ -1,8 +1,10 @@
 """The status server: /healthz, /readyz, /metrics, and the state as JSON at /."""
 
 import json
+import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 from typing import NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -26,10 +28,9 @@ class StatusServer:
         """Bind `address`; port 0 takes any. Raises ConfigError when it cannot be bound."""
         handler = type("Handler", (_Handler,), {"monitor": monitor})
         try:
-            self._server = ThreadingHTTPServer(address, handler)
+            self._server = _Server(address, handler)
         except (OSError, OverflowError) as error:
             raise ConfigError(f"status.listen: cannot listen on {address[0]}:{address[1]}: {error}") from None
-        self._server.daemon_threads = True
         self.address = f"{self._server.server_address[0]!s}:{self._server.server_address[1]}"
 
     def start(self) -> None:
@@ -40,6 +41,15 @@ class StatusServer:
         """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingTCPServer):  # HTTPServer would ask the name service for its own name
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -23,7 +23,7 @@ _FIXES = (  # what libpq says → what is wrong and what to do
     ("password authentication failed", "the password is wrong; check the dsn, ~/.pgpass or PGPASSWORD"),
     ("no pg_hba.conf entry", "the server's pg_hba.conf does not admit this user; add an entry"),
 )
-_IN_USE, _NO_SUCH_OBJECT, _NOT_IN_STATE = "55006", "42704", "55000"
+_IN_USE = "55006"  # SQLSTATE object_in_use
 
 
 class SlotInUseError(SourceError):
@@ -110,8 +110,12 @@ class Replication:
     def start(self, slot: str, publication: str) -> None:
         """Start streaming where the slot stands.
 
-        Raises SlotInUseError, GapError when the slot is not there or lost, SourceError on any other refusal.
+        Raises SlotInUseError, GapError when the slot is gone or has lost changes, SourceError on any other refusal.
         """
+        states = self.query(f"select wal_status from pg_replication_slots where slot_name = '{slot}'")
+        if not states or states[0][0] == "lost":
+            fault = "has lost changes; drop it," if states else "is gone;"
+            raise GapError(f"slot {slot!r} {fault} clear the cache, then run `leasecache setup --apply`")
         options = f"proto_version '1', publication_names '{_quoted(publication)}', messages 'true'"
         command = f'START_REPLICATION SLOT "{slot}" LOGICAL {format_lsn(0)} ({options})'
         result = self._pq.exec_(command.encode())
@@ -158,13 +162,15 @@ class Replication:
     def stop(self, timeout: float) -> None:
         """End the conversation so that the server has read everything sent before; give up after `timeout` s."""
         deadline = time.monotonic() + timeout
+        ready = select.poll()
+        ready.register(self.socket, select.POLLIN)
         try:
             self._pq.put_copy_end()
             while self.flush() or not self._ended():
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return
-                select.select([self.socket], [], [], min(left, 0.05))
+                ready.poll(min(left, 0.05) * 1000)
                 self._pq.consume_input()
         except (psycopg.Error, SourceError):
             return
@@ -185,10 +191,6 @@ def _refusal(result: "pq.abc.PGresult | None", slot: str) -> SourceError:
     state = _text(result.error_field(pq.DiagnosticField.SQLSTATE)) if result is not None else None
     if state == _IN_USE:
         return SlotInUseError(f"slot {slot!r} is in use: {message}")
-    if state == _NO_SUCH_OBJECT:
-        return GapError(f"{message}; create it with `leasecache setup --apply`, then clear the cache")
-    if (state == _NOT_IN_STATE and "invalidated" in message) or "no longer" in message:
-        return GapError(f"slot {slot!r} is lost: {message}; drop and re-create it, then clear the cache")
     return SourceError(f"cannot stream from slot {slot!r}: {message}")
 
 

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections import Counter as Tally
-from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -66,7 +65,7 @@ class Monitor:
         self._streaming = False
         self._reason = "starting"
         self._gate_since: float | None = None
-        self._nodes_since: Mapping[str, float] = {}
+        self._nodes_since: dict[str, float] = {}  # node → monotonic s since which it fails
         self._losses: Tally[Loss] = Tally()
         self._received = self._acknowledged = 0
 
@@ -126,9 +125,9 @@ class Monitor:
         """Note that W has passed a transaction."""
         self.figures.latency.observe(max(0.0, time.time() - transaction.committed_at))
 
-    def position(self, received: int, acknowledged: int, pending: int, nodes_since: Mapping[str, float]) -> None:
-        """Note how far things are; `nodes_since` says since when (monotonic s) each failing node fails."""
-        self._received, self._acknowledged, self._nodes_since = received, acknowledged, nodes_since
+    def position(self, received: int, acknowledged: int, pending: int) -> None:
+        """Note how far things are."""
+        self._received, self._acknowledged = received, acknowledged
         self.figures.received.set(received)
         self.figures.acknowledged.set(acknowledged)
         self.figures.lag.set(max(0, received - acknowledged))
@@ -143,10 +142,12 @@ class Monitor:
         """Note that a node has not acknowledged a batch."""
         self.figures.node_errors.labels(node).inc()
         if node not in self._nodes_since:
+            self._nodes_since[node] = time.monotonic()
             event(logging.WARNING, "node-down", node=node, error=error, w="held")
 
     def node_recovered(self, node: str) -> None:
         """Note that a node answers again."""
+        self._nodes_since.pop(node, None)
         event(logging.INFO, "node-up", node=node)
 
     def crashed(self, error: BaseException) -> None:
@@ -160,7 +161,7 @@ class Monitor:
         reasons = [] if self._streaming else [f"not streaming: {self._reason}"]
         if self._gate_since is not None and now - self._gate_since > HELD_TOO_LONG:
             reasons.append(f"the gate has held for {now - self._gate_since:.0f} s")
-        for node, since in self._nodes_since.items():
+        for node, since in list(self._nodes_since.items()):
             if now - since > HELD_TOO_LONG:
                 reasons.append(f"node {node} has not answered for {now - since:.0f} s")
         for loss, count in list(self._losses.items()):

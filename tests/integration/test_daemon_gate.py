@@ -92,6 +92,36 @@ def test_the_source_restarts(fragile_world: Fragile) -> None:
     assert world.cached("media:2")
 
 
+def test_a_slot_that_is_lost_ends_the_daemon(fragile_world: Fragile) -> None:
+    """A slot whose log the server gave up means lost changes too."""
+    world = fragile_world("primary")
+    world.primary.configure(max_slot_wal_keep_size="1MB")
+    world.daemon.start().streaming()
+    world.memcached.pause()
+    world.write("insert into media values (1, 'a')")
+    wait_until(lambda: world.daemon.metric("pending_keys") == 1, WITHIN, "a held key")
+    for _ in range(3):
+        world.write("insert into unpublished select generate_series(1, 10000)")
+        world.primary.query("select pg_switch_wal()")
+    world.primary.query("checkpoint")
+    assert world.daemon.process.wait(WITHIN) == 1, world.daemon.log()
+    assert "has lost changes" in world.daemon.log().splitlines()[-1]
+
+
+def test_a_role_that_may_only_replicate(fragile_world: Fragile) -> None:
+    """The daemon needs LOGIN and REPLICATION, and nothing else."""
+    world = fragile_world("standby")
+    world.write("create role courier login replication")
+    world.catch_up()
+    text = world.daemon.config.read_text()
+    world.daemon.config.write_text(text.replace("postgresql://postgres@", "postgresql://courier@"))
+    world.daemon.start().streaming()
+    assert "user=courier" in world.daemon.log()
+    world.fill("media:1")
+    world.write("insert into media values (1, 'a')")
+    world.await_gone("media:1")
+
+
 def test_a_slot_that_is_gone_ends_the_daemon(fragile_world: Fragile) -> None:
     """A slot that was dropped means lost changes: the daemon ends with one line that says what to do."""
     world = fragile_world("primary")

@@ -178,3 +178,10 @@ def test_an_unknown_kind_is_refused() -> None:
     """A rule whose kind this version does not render is refused at the start."""
     with pytest.raises(DefinitionError, match="float"):
         Router(RuleSet(namespace=None, rules=(rule(kinds={"media_id": "float"}),)))
+
+
+@pytest.mark.parametrize("fields", [{}, {"media_id": "media_id", "more": "id"}, {"other": "media_id"}])
+def test_columns_that_are_not_those_of_the_template(fields: dict[str, str]) -> None:
+    """A rule whose columns do not fit its template is refused at the start."""
+    with pytest.raises(DefinitionError, match="get_comments"):
+        Router(RuleSet(namespace=None, rules=(rule(fields=fields),)))

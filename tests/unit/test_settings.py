@@ -139,7 +139,7 @@ def configuration(tmp_path: Path, namespace: str | None, rules: tuple[Rule, ...]
 @pytest.mark.parametrize("namespace", ["shop", None])
 def test_rules_get_the_namespace_of_the_cache(tmp_path: Path, namespace: str | None) -> None:
     """Rules are rendered under the namespace of the cache's URL; a file is found beside the configuration."""
-    _, rules, store = read_configuration(configuration(tmp_path, namespace))
+    _, rules, _, store = read_configuration(configuration(tmp_path, namespace))
     assert (rules.namespace, store.namespace, rules.rules) == ("shop", "shop", (RULE,))
 
 
@@ -214,7 +214,7 @@ def test_imports_and_a_file_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = configuration(tmp_path, "shop")
     both = GOOD.replace('["app.caching:cache"]', '["an_application:one"]\nfile = "rules.json"')
     path.write_text(both)
-    assert [rule.function for rule in read_configuration(path)[1].rules] == ["f", "get_media"]
+    assert [rule.function for rule in read_configuration(path).rules.rules] == ["f", "get_media"]
     path.write_text(both.replace("application:one", "application:other"))
     with pytest.raises(ConfigError, match="blog, shop"):
         load_rules(load_settings(path, {}).rules, tmp_path)

@@ -1,0 +1,251 @@
+"""The loop, with a server and a gate that do what the test says: keepalives, back-pressure, garbage, silence."""
+
+import os
+import struct
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from leasecache.errors import NodeError, SourceError
+from leasecache.invalidation.dispatch import Dispatcher
+from leasecache.invalidation.follow import Follower, Limits
+from leasecache.invalidation.gate import View
+from leasecache.invalidation.status import Monitor
+from leasecache.invalidation.stream import Stream
+from tests.unit.test_stream import Recorder, data, keepalive
+from tests.unit.test_stream_dispatch import FakeNode, FakeRing
+
+ALL = View(True, 0, frozenset())
+NONE = View(False, 0, frozenset())  # nothing has begun, so nothing is visible
+
+
+class FakeServer:
+    """A replication conversation made of lists."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.sent: list[bytes] = []
+        self.ear, self.bell = os.pipe()
+        self.socket = self.ear
+        self.stopped = False
+
+    def read(self, limit: int) -> list[bytes]:
+        """Hand out frames."""
+        taken, self.frames[:] = self.frames[:limit], self.frames[limit:]
+        return taken
+
+    def send(self, frame: bytes) -> None:
+        """Keep a status."""
+        self.sent.append(frame)
+
+    def flush(self) -> bool:
+        """Have nothing queued."""
+        return False
+
+    def stop(self, timeout: float) -> None:
+        """Remember the end."""
+        self.stopped = True
+
+    @property
+    def acknowledged(self) -> list[int]:
+        """Return the positions of the statuses."""
+        return [struct.unpack("!cQQQqB", frame)[2] for frame in self.sent]
+
+
+class FakeGate:
+    """A gate that answers at once what it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.view = ALL
+        self.socket = os.open(os.devnull, os.O_RDONLY)
+        self.questions = 0
+
+    def ask(self) -> None:
+        """Count a question."""
+        self.asked = True
+        self.questions += 1
+
+    def answer(self) -> View:
+        """Answer."""
+        self.asked = False
+        return self.view
+
+
+class Rig:
+    """A follower among fakes; `turn` never waits long."""
+
+    def __init__(self, **limits: float) -> None:
+        self.server, self.gate, self.node = FakeServer(), FakeGate(), FakeNode("")
+        self.monitor = Monitor()
+        self.ear, self.bell = os.pipe()
+        self.dispatcher = Dispatcher(FakeRing(self.node), self.monitor, lambda: None)
+        settings = Limits(**{"acknowledge_every": 0.0, "status_every": 0.01, "silence": 0.0, **limits})  # type: ignore[arg-type]
+        self.follower = Follower(
+            self.server,  # type: ignore[arg-type]
+            self.gate,  # type: ignore[arg-type]
+            Stream(Recorder()),
+            self.dispatcher,
+            self.monitor,
+            settings,
+        )
+
+    def transaction(self, position: int, xid: int = 7, relid: int = 1, rows: int = 1) -> None:
+        """Let the server send a transaction that ends at `position`."""
+        self.server.frames.append(data(b"B" + struct.pack("!QqI", position - 1, 0, xid)))
+        self.server.frames += [data(struct.pack("!cIch", b"I", relid * 10**6 + i, b"N", 0)) for i in range(rows)]
+        self.server.frames.append(data(b"C" + struct.pack("!BQQq", 0, position - 1, position, 0)))
+
+    def turn(self, times: int = 1) -> None:
+        """Let the loop turn."""
+        for _ in range(times):
+            self.follower.turn(self.ear)
+
+    def until(self, position: int) -> None:
+        """Let the loop turn until the server has been told `position`."""
+        deadline = time.monotonic() + 10
+        while position not in self.server.acknowledged:
+            assert time.monotonic() < deadline, self.server.acknowledged
+            self.turn()
+
+    def close(self) -> None:
+        """Let threads and descriptors go."""
+        self.node.open.set()
+        self.dispatcher.close()
+        for descriptor in (self.ear, self.bell, self.server.ear, self.server.bell, self.gate.socket):
+            os.close(descriptor)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    """A follower with default pressure."""
+    made = Rig()
+    yield made
+    made.close()
+
+
+def test_a_transaction_is_acknowledged_at_its_end(rig: Rig) -> None:
+    """What is acknowledged is the end of the transaction, after its node has answered."""
+    rig.node.open.clear()
+    rig.transaction(100)
+    rig.turn(5)
+    assert set(rig.server.acknowledged) == {0}
+    rig.node.open.set()
+    rig.until(100)
+    assert rig.node.calls == [([b"1000000"], 0.0)]
+    assert rig.follower.idle
+
+
+def test_keepalives_are_answered_while_the_gate_holds(rig: Rig) -> None:
+    """A reply that is asked for is sent in the same turn, with W unmoved, however long the gate holds."""
+    rig.gate.view = NONE
+    rig.transaction(100)
+    rig.turn(3)
+    for wal_end in range(200, 220):
+        before = len(rig.server.sent)
+        rig.server.frames.append(keepalive(wal_end, reply=1))
+        rig.turn()
+        assert len(rig.server.sent) > before
+    assert set(rig.server.acknowledged) == {0}
+    rig.gate.view = ALL
+    rig.until(219)  # the last keepalive's end, behind the transaction
+
+
+def test_a_keepalive_within_a_transaction_moves_nothing(rig: Rig) -> None:
+    """While a transaction is coming in, a keepalive's position says nothing about it."""
+    rig.transaction(100)
+    commit = rig.server.frames.pop()
+    rig.server.frames.append(keepalive(500, reply=1))
+    rig.turn(3)
+    assert set(rig.server.acknowledged) == {0}
+    rig.server.frames.append(commit)
+    rig.until(100)
+    assert 500 not in rig.server.acknowledged
+
+
+def test_a_transaction_received_after_the_question_waits_for_the_next(rig: Rig) -> None:
+    """An answer releases what had been received when it was asked: a standby may be promoted in between."""
+    answers: list[View] = []
+    rig.gate.answer = lambda: answers.pop() if answers else None  # type: ignore[assignment,return-value,func-returns-value]
+    rig.transaction(100)
+    rig.turn()
+    assert rig.gate.questions == 1
+    rig.transaction(200, relid=2)
+    rig.turn()
+    answers.append(ALL)
+    rig.until(100)
+    assert 200 not in rig.server.acknowledged
+    assert [keys for keys, _ in rig.node.calls] == [[b"1000000"]]
+
+
+def test_a_visible_transaction_does_not_wait_for_an_earlier_one(rig: Rig) -> None:
+    """Keys go as soon as their transaction is visible; W waits for the prefix."""
+    rig.gate.view = View(False, 10, frozenset({7}))
+    rig.transaction(100, xid=7, relid=1)
+    rig.transaction(200, xid=8, relid=2)
+    deadline = time.monotonic() + 10
+    while not rig.node.calls and time.monotonic() < deadline:
+        rig.turn()
+    assert [keys for keys, _ in rig.node.calls] == [[b"2000000"]]
+    assert set(rig.server.acknowledged) == {0}
+    rig.gate.view = View(False, 10, frozenset())
+    rig.until(200)
+
+
+def test_too_much_pending_stops_reading() -> None:
+    """When a node is away the stream is read up to the limit and no further, and reports go on."""
+    rig = Rig(pending=50, frames=12)
+    rig.node.error = NodeError("gone")
+    for i in range(100):
+        rig.transaction(100 + i, relid=i + 1, rows=10)
+    rig.turn(60)
+    left = len(rig.server.frames)
+    reports = len(rig.server.sent)
+    assert len(rig.dispatcher) <= 70
+    rig.turn(30)
+    assert len(rig.server.frames) == left > 1000
+    assert len(rig.server.sent) > reports
+    rig.node.error = None
+    rig.until(199)
+    assert {key for keys, _ in rig.node.calls for key in keys} == {
+        b"%d" % ((i + 1) * 10**6 + row) for i in range(100) for row in range(10)
+    }
+    rig.close()
+
+
+def test_garbage_ends_the_conversation(rig: Rig) -> None:
+    """A frame that makes no sense is counted and ends the conversation with a SourceError."""
+    rig.server.frames.append(b"w" + bytes(24) + b"\xff")
+    with pytest.raises(SourceError):
+        rig.turn()
+    assert rig.monitor.figures.registry.get_sample_value("leasecache_daemon_decode_errors_total") == 1
+
+
+def test_silence_ends_the_conversation() -> None:
+    """A server that sends nothing, although every report asks it to, is taken for dead."""
+    rig = Rig(silence=0.05)
+    with pytest.raises(SourceError, match="silent"):
+        rig.turn(100)
+    assert all(frame[-1] == 1 for frame in rig.server.sent[1:])
+    rig.close()
+
+
+def test_draining_reads_nothing_more(rig: Rig) -> None:
+    """Draining finishes what has been received, leaves the rest to the next daemon, and acknowledges."""
+    rig.transaction(100)
+    rig.turn()
+    rig.transaction(200)
+    assert rig.follower.drain(rig.ear, lambda: None)
+    assert (rig.server.acknowledged[-1], len(rig.server.frames), rig.server.stopped) == (100, 3, True)
+
+
+def test_draining_gives_up() -> None:
+    """A node that stays away does not keep the daemon from ending."""
+    rig = Rig(drain=0.05)
+    rig.node.open.clear()
+    rig.transaction(100)
+    rig.turn(3)
+    assert not rig.follower.drain(rig.ear, lambda: None)
+    assert rig.server.acknowledged[-1] == 0
+    rig.close()
