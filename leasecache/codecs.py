@@ -43,9 +43,14 @@ class Codec:
     load: Callable[[bytes], Any]
     compress_over: int | None = None  # bytes of an encoded body above which zlib is tried
 
+    @functools.cached_property
+    def tag(self) -> int:
+        """The client flags of a value that is neither None nor compressed."""
+        return _IDS[self.name] << _CODEC_SHIFT | self.fingerprint
+
     def encode(self, value: Any) -> tuple[int, bytes]:
         """Return (client flags, body). None needs no body. Raises TypeError when the value does not fit."""
-        flags = _IDS[self.name] << _CODEC_SHIFT | self.fingerprint
+        flags = self.tag
         if value is None:
             return flags | _NONE, b""
         try:
@@ -60,12 +65,13 @@ class Codec:
 
     def decode(self, flags: int, body: bytes) -> Any:
         """Return the value. Raises DecodeError when flags or body are not this codec's."""
-        if flags & ~(_COMPRESSED | _NONE) != _IDS[self.name] << _CODEC_SHIFT | self.fingerprint:
+        extra = flags ^ self.tag
+        if extra & ~(_COMPRESSED | _NONE):
             raise DecodeError("stored by another codec, type or version")
-        if flags & _NONE:
+        if extra & _NONE:
             return None
         try:
-            return self.load(zlib.decompress(body) if flags & _COMPRESSED else body)
+            return self.load(zlib.decompress(body) if extra else body)
         except Exception as error:
             # Loading runs code of the value's class (__setstate__, validators, __post_init__), and garbage makes
             # parsers raise what they never promised (RecursionError, MemoryError). Whatever it is, it is a miss.

@@ -25,6 +25,7 @@ from leasecache.lease import (
 NOOP = b"mn\r\n"
 RELATIVE_LIMIT = 30 * 86400  # s; memcached takes a larger TTL for an absolute time
 ITEM_OVERHEAD = 64  # bytes a memcached item needs beside key and value (header, CAS, flags, CRLF), rounded up
+HIT = Decision.HIT  # read once: an Enum's members are slow to look up
 POLL = 0.001  # s before a waiter looks again for the first time
 
 _DEBUG = re.compile(rb"(\S+) exp=(-?\d+) la=\d+ cas=(\d+) fetch=\w+ cls=\d+ size=(\d+)")
@@ -107,10 +108,11 @@ def answer(key: bytes, reply: Reply, epoch: int, born: int) -> Answer:
         return Lease(key, None)  # no memory for the stub although N asked for one
     if reply.code != b"VA" or reply.value is None:
         raise unexpected(reply)
-    value, flags, token = reply.value, reply.flags, Token(reply.cas, epoch, born)
-    expires_in = None if reply.ttl < 0 else float(reply.ttl)
+    value, flags, ttl = reply.value, reply.flags, reply.ttl
+    token = Token(reply.cas, epoch, born)
+    expires_in = None if ttl < 0 else float(ttl)
     decision = decide(reply.won, reply.stale, reply.taken, len(value), flags)
-    if decision is Decision.HIT:
+    if decision is HIT:
         return Hit(value, flags, expires_in, token)
     if decision is Decision.WON:
         return Lease(key, token)
