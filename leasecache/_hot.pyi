@@ -1,0 +1,88 @@
+"""Compiled twin of `leasecache._pure`: key rendering, the meta-protocol reply reader and the wire."""
+
+from collections.abc import Sequence
+from socket import socket
+from typing import Any
+
+def percent_encode(text: bytes) -> bytes:
+    """Percent-encode every byte outside A-Za-z0-9._~- with upper-case hex digits."""
+
+def shorten(key: bytes) -> bytes:
+    """Return `key`, or its first 187 bytes, `~` and the BLAKE2b-128 of the whole when it exceeds 220 bytes."""
+
+class Renderer:
+    """Renders the keys of one template, from Python arguments or from Postgres text, to the same bytes."""
+
+    def __init__(
+        self,
+        function: str,
+        literals: tuple[bytes, ...],
+        names: tuple[str, ...],
+        kinds: tuple[int, ...],
+        nullable: tuple[bool, ...],
+        enums: tuple[type | None, ...],
+    ) -> None: ...
+    def from_python(self, values: tuple[Any, ...]) -> bytes:
+        """Render the key of typed Python arguments. Raises TypeError naming function and field."""
+
+    def from_text(self, columns: Sequence[bytes | None]) -> bytes:
+        """Render the key of Postgres text output, None for NULL. Raises ValueError on text not of the kind."""
+
+class Reply:
+    """One reply of the meta protocol (memcached doc/protocol.txt, "Meta Commands")."""
+
+    def __init__(self, code: bytes, value: bytes | None = None) -> None: ...
+    @property
+    def code(self) -> bytes:
+        """VA HD EN NF NS EX MN ME, or SERVER_ERROR."""
+
+    @property
+    def value(self) -> bytes | None:
+        """VA: the value; ME and SERVER_ERROR: the rest of the line."""
+
+    @property
+    def flags(self) -> int:
+        """f: client flags."""
+
+    @property
+    def cas(self) -> int:
+        """c."""
+
+    @property
+    def ttl(self) -> int:
+        """t: s left, −1 = no expiry."""
+
+    @property
+    def opaque(self) -> int:
+        """O, −1 = none."""
+
+    @property
+    def won(self) -> bool:
+        """W."""
+
+    @property
+    def stale(self) -> bool:
+        """X."""
+
+    @property
+    def taken(self) -> bool:
+        """Z."""
+
+def parse_reply(data: bytes, start: int) -> tuple[Reply, int] | None:
+    """Read the reply that begins at `start`: (reply, where the next begins), or None while bytes are missing.
+
+    Raises ProtocolError on anything the protocol does not allow, ValueError on a start outside the data.
+    """
+
+class Wire:
+    """Request and reply over a plain socket's descriptor, the GIL released; each exchange under one deadline."""
+
+    def __init__(self, sock: socket, timeout: float) -> None: ...
+    def exchange(self, request: bytes, count: int) -> list[Reply]:
+        """Send `request` and return its `count` replies. Raises NodeTimeout, NodeError or ProtocolError."""
+
+    def exchange_quiet(self, request: bytes) -> list[Reply]:
+        """Send quiet commands ended by `mn` and return the replies before its MN. Raises like `exchange`."""
+
+    def close(self) -> None:
+        """Close the socket; never raises."""
