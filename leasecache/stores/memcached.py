@@ -5,14 +5,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheError
 
 from leasecache import _accel, _pure
 from leasecache._accel import Reply, Wire
-from leasecache.errors import ConfigError, NodeError, NodeTimeout
+from leasecache.errors import ConfigError, NodeError, NodeTimeout, ProtocolError
 from leasecache.lease import Answer, Hit, Lease, Refused, Stored
 from leasecache.stores import meta, ring
 from leasecache.stores.pool import EPOCH, Connection, Pool
@@ -24,6 +24,8 @@ PROBE_FIRST, PROBE_MOST = 0.1, 5.0  # s a failed node is left alone, doubling
 
 Address = tuple[str, int] | str
 T = TypeVar("T")
+C = TypeVar("C")
+Read = Callable[[list[Reply], int, int, C], T]  # replies, epoch when they were asked for, that of the connection
 
 
 class MemcachedNode:
@@ -40,16 +42,15 @@ class MemcachedNode:
 
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
-        told = self._exchange(meta.lease_get(key, lease_for, refresh_ahead), 1)
-        return self._checked(meta.answer, key, told.replies[0], told.epoch, told.born)
+        request = meta.lease_get(key, lease_for, refresh_ahead)
+        return self._exchange(request, 1, meta.read_answers, (key,))[0]
 
     def lease_get_many(self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0) -> list[Answer]:
         """Return an answer per key, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
         answers: list[Answer] = []
         for chunk in _chunks([meta.lease_get(key, lease_for, refresh_ahead) for key in keys]):
-            told = self._exchange(b"".join(chunk), len(chunk))
-            asked = zip(keys[len(answers) : len(answers) + len(chunk)], told.replies, strict=True)
-            answers += [self._checked(meta.answer, key, reply, told.epoch, told.born) for key, reply in asked]
+            asked = keys[len(answers) : len(answers) + len(chunk)]
+            answers += self._exchange(b"".join(chunk), len(chunk), meta.read_answers, asked)
         return answers
 
     def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused:
@@ -64,14 +65,14 @@ class MemcachedNode:
             self.release(lease)
             return Refused(f"larger than the server's item_size_max of {connection.item_size_max} bytes")
         request = meta.lease_set(lease.key, lease.token.cas, flags, body, meta.exptime(ttl, time.time()))
-        return self._checked(meta.outcome, self._converse(connection, request, 1)[0])
+        return self._over(connection, request, 1, meta.read_outcome, None)
 
     def release(self, lease: Lease) -> None:
         """Give the lease back, so that the next reader wins at once. Raises NodeError."""
         request = meta.release(lease)
         connection = self._pool.acquire_before(lease.token.epoch) if request and lease.token else None
         if connection is not None and request is not None:
-            self._converse(connection, request, 1)
+            self._over(connection, request, 1, meta.read_nothing, None)
 
     def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
         """Void leases; drop the values or leave them stale for at most `stale_for` s.
@@ -80,11 +81,11 @@ class MemcachedNode:
         """
         for chunk in _chunks(keys):
             if stale_for < 1:
-                self._acknowledged(meta.delete_quietly(chunk))
+                request = meta.delete_quietly(chunk)
             else:
-                looks = self._exchange(meta.look(chunk), len(chunk)).replies
-                windows = [self._checked(meta.stale_window, look, stale_for) for look in looks]
-                self._acknowledged(meta.mark_stale_quietly(zip(chunk, windows, strict=True)))
+                windows = self._exchange(meta.look(chunk), len(chunk), meta.read_windows, stale_for)
+                request = meta.mark_stale_quietly(zip(chunk, windows, strict=True))
+            self._exchange(request, QUIET, meta.read_acknowledgement, None)
 
     def look(self, key: bytes) -> Hit | None:
         """Return the value without touching leases or recency; the answer does not tell whether it is stale.
@@ -108,35 +109,31 @@ class MemcachedNode:
         """Close idle connections; the node can be used again."""
         self._pool.close()
 
-    def _acknowledged(self, request: bytes) -> None:
-        self._checked(meta.acknowledge, self._exchange(request, QUIET).replies)
-
-    def _exchange(self, request: bytes, count: int) -> "_Told":
+    def _exchange(self, request: bytes, count: int, read: Read[C, T], context: C) -> T:
         """Send and receive over any connection; if a pooled one turns out dead, once more over a new one."""
         self._down.check(self.name)
         try:
             connection = self._pool.acquire()
             try:
-                told = self._over(connection, request, count)
+                result = self._over(connection, request, count, read, context)
             except NodeError as error:
-                if isinstance(error, NodeTimeout) or not connection.pooled:
+                if isinstance(error, (NodeTimeout, ProtocolError)) or not connection.pooled:
                     raise
                 self._pool.drop_idle()  # what else is idle has most likely died with it
-                told = self._over(self._pool.acquire(), request, count)
+                result = self._over(self._pool.acquire(), request, count, read, context)
         except NodeError:
             self._down.failed()
             raise
         self._down.answered()
-        return told
+        return result
 
-    def _over(self, connection: Connection, request: bytes, count: int) -> "_Told":
+    def _over(self, connection: Connection, request: bytes, count: int, read: Read[C, T], context: C) -> T:
+        """Send, receive and read; a connection whose answer was not read to a good end is not used again."""
         epoch = EPOCH.latest  # before the request is sent: a later connection may be to a restarted server
-        return _Told(self._converse(connection, request, count), epoch, connection.epoch)
-
-    def _converse(self, connection: Connection, request: bytes, count: int) -> list[Reply]:
         wire = connection.wire
         try:
             replies = wire.exchange_quiet(request) if count == QUIET else wire.exchange(request, count)
+            result = read(replies, epoch, connection.epoch, context)
         except NodeError as error:
             self._pool.discard(connection)
             raise type(error)(f"memcached {self.name}: {error}") from error
@@ -144,13 +141,7 @@ class MemcachedNode:
             self._pool.discard(connection)
             raise
         self._pool.release(connection)
-        return replies
-
-    def _checked(self, read: Callable[..., T], *args: Any) -> T:
-        try:
-            return read(*args)
-        except NodeError as error:
-            raise type(error)(f"memcached {self.name}: {error}") from error
+        return result
 
     def _connect(self) -> Connection:
         with_sock = _Admin(self)
@@ -181,12 +172,6 @@ class MemcachedNode:
             no_delay=True,
             serde=_RawSerde(),
         )
-
-
-class _Told(NamedTuple):
-    replies: list[Reply]
-    epoch: int  # number of the latest connection when the request was sent
-    born: int  # number of the connection that brought the replies
 
 
 class _RawSerde:

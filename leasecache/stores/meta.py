@@ -73,41 +73,45 @@ def exptime(ttl: float, now: float) -> int:
     return seconds if seconds <= RELATIVE_LIMIT else int(now) + seconds
 
 
-def stale_window(reply: Reply, stale_for: float) -> int:
-    """Return the s a value may stay as stale, from its `me` reply: never more than it had left. 0 = delete.
+def read_windows(replies: Sequence[Reply], epoch: int, born: int, stale_for: float) -> list[int]:
+    """Return the s each value may stay as stale, from its `me` reply: never more than it had left. 0 = delete.
 
     `md I T` sets the TTL, so a second invalidation would start the window anew, and a first one could lengthen it.
     """
-    if reply.code != b"ME":
+    return [_window(reply, int(stale_for)) for reply in replies]
+
+
+def _window(reply: Reply, stale_for: int) -> int:
+    if reply.code == b"EN":
         return 0
-    left = abs(_debug(reply)[0])  # negative on 1.6.18, positive on 1.6.45
-    return int(stale_for) if left == 1 else min(int(stale_for), left)  # 1 s left and "no expiry" look alike
+    if reply.code != b"ME":
+        raise _unexpected(reply)
+    return min(stale_for, _debug(reply.value or b"")[0])
 
 
-def _debug(reply: Reply) -> tuple[int, int]:
-    found = _DEBUG.fullmatch(reply.value or b"")
+def debug(line: bytes) -> tuple[int, int] | None:
+    """Read a whole `ME …` line: (s left, CAS); None when the item is absent."""
+    return None if line == b"EN" else _debug(line.removeprefix(b"ME "))
+
+
+def _debug(text: bytes) -> tuple[int, int]:
+    """Return s left and CAS. The time is negative on 1.6.18; −1 is also "no expiry", which our items never have."""
+    found = _DEBUG.fullmatch(text)
     if found is None:
-        raise ProtocolError(f"unexpected answer to me: {(reply.value or b'')[:80]!r}")
-    return int(found[2]), int(found[3])
+        raise ProtocolError(f"unexpected answer to me: {text[:80]!r}")
+    return abs(int(found[2])), int(found[3])
 
 
-def debug(line: bytes) -> tuple[float | None, int] | None:
-    """Read a whole `ME …` line: (s left or None, CAS); None when the item is absent."""
-    if not line.startswith(b"ME "):
-        return None
-    found = _DEBUG.fullmatch(line[3:])
-    if found is None:
-        raise ProtocolError(f"unexpected answer to me: {line[:80]!r}")
-    expiry = int(found[2])
-    return (None if expiry == -1 else float(abs(expiry))), int(found[3])
+def read_answers(replies: Sequence[Reply], epoch: int, born: int, keys: Sequence[bytes]) -> list[Answer]:
+    """Turn the replies to lease-gets into what their callers may do. Raises NodeError on an error reply."""
+    return [_answer(key, reply, epoch, born) for key, reply in zip(keys, replies, strict=True)]
 
 
-def answer(key: bytes, reply: Reply, epoch: int, born: int) -> Answer:
-    """Turn the reply to a lease-get into what the caller may do. Raises NodeError on an error reply."""
+def _answer(key: bytes, reply: Reply, epoch: int, born: int) -> Answer:
     if reply.code == b"EN":
         return Lease(key, None)  # no memory for the stub although N asked for one
     if reply.code != b"VA" or reply.value is None:
-        raise unexpected(reply)
+        raise _unexpected(reply)
     value, flags, ttl = reply.value, reply.flags, reply.ttl
     token = Token(reply.cas, epoch, born)
     expires_in = None if ttl < 0 else float(ttl)
@@ -131,26 +135,33 @@ _SET_REASONS = {
 }
 
 
-def outcome(reply: Reply) -> Stored | Refused:
+def read_outcome(replies: Sequence[Reply], epoch: int, born: int, context: None) -> Stored | Refused:
     """Turn the reply to a lease-set into its outcome. Raises NodeError on what a lease-set is never answered."""
+    [reply] = replies
     if reply.code == b"HD":
         return Stored()
     if reply.code in _SET_REASONS:
         return Refused(_SET_REASONS[reply.code])
     if reply.code == b"SERVER_ERROR":  # too large or out of memory: the server has deleted the key
         return Refused((reply.value or b"").decode(errors="replace"))
-    raise unexpected(reply)
+    raise _unexpected(reply)
 
 
-def acknowledge(replies: Sequence[Reply]) -> None:
+def read_acknowledgement(replies: Sequence[Reply], epoch: int, born: int, context: None) -> None:
     """Check the replies of quiet deletions: only misses may have been answered. Raises NodeError otherwise."""
     for reply in replies:
         if reply.code != b"NF":
-            raise unexpected(reply)
+            raise _unexpected(reply)
 
 
-def unexpected(reply: Reply) -> NodeError:
-    """Return the error for a reply that the command cannot have."""
+def read_nothing(replies: Sequence[Reply], epoch: int, born: int, context: None) -> None:
+    """Check the reply to a release: done, or there was nothing to give back any more. Raises NodeError otherwise."""
+    for reply in replies:
+        if reply.code not in (b"HD", b"NF", b"EX"):
+            raise _unexpected(reply)
+
+
+def _unexpected(reply: Reply) -> NodeError:
     text = (reply.value or b"")[:120].decode(errors="replace") if reply.code == b"SERVER_ERROR" else ""
     error = NodeError if reply.code == b"SERVER_ERROR" else ProtocolError
     return error(f"unexpected reply {reply.code.decode()} {text}".rstrip())
