@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from leasecache.invalidation.source import ask
+from leasecache.invalidation.source import Connection, ask
 from leasecache.rules import RuleSet
-
-if TYPE_CHECKING:
-    import psycopg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,20 +99,9 @@ class Catalog:
     tables: Mapping[tuple[str, str], Table]
 
 
-class _Reader:
-    def __init__(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
-        self._connection = connection
-
-    def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        return ask(self._connection, sql, *parameters)
-
-
-def read_catalog(
-    connection: "psycopg.Connection[tuple[Any, ...]]", slot: str, publication: str, rules: RuleSet
-) -> Catalog:
+def read_catalog(connection: Connection, slot: str, publication: str, rules: RuleSet) -> Catalog:
     """Read the catalogues. Raises SourceError when the server refuses a query."""
-    reader = _Reader(connection)
-    ((version, in_recovery, wal_level, feedback, database),) = reader.rows(_SERVER)
+    ((version, in_recovery, wal_level, feedback, database),) = ask(connection, _SERVER)
     return Catalog(
         version=version,
         in_recovery=in_recovery,
@@ -123,35 +109,39 @@ def read_catalog(
         hot_standby_feedback=feedback,
         database=database,
         publication_name=publication,
-        publication=_publication(reader, publication, version),
+        publication=_publication(connection, publication, version),
         slot_name=slot,
-        slot=next((Slot(kind=k, plugin=p, database=d, wal_status=w) for k, p, d, w in reader.rows(_SLOT, slot)), None),
-        tables=_tables(reader, sorted({(rule.schema, rule.table) for rule in rules.rules})),
+        slot=next(
+            (Slot(kind=k, plugin=p, database=d, wal_status=w) for k, p, d, w in ask(connection, _SLOT, slot)), None
+        ),
+        tables=_tables(connection, sorted({(rule.schema, rule.table) for rule in rules.rules})),
     )
 
 
-def _publication(reader: _Reader, name: str, version: int) -> Publication | None:
-    rows = reader.rows(_PUBLICATION, name)
+def _publication(connection: Connection, name: str, version: int) -> Publication | None:
+    rows = ask(connection, _PUBLICATION, name)
     if not rows:
         return None
     insert, update, delete, truncate, via_root = rows[0]
     tables = {
         (schema, table): Published(columns=None if columns is None else frozenset(columns), row_filter=row_filter)
-        for schema, table, columns, row_filter in reader.rows(_PUBLISHED if version >= 150000 else _PUBLISHED_14, name)
+        for schema, table, columns, row_filter in ask(
+            connection, _PUBLISHED if version >= 150000 else _PUBLISHED_14, name
+        )
     }
     operations = {"insert": insert, "update": update, "delete": delete, "truncate": truncate}
     return Publication(operations=operations, via_root=via_root, tables=tables)
 
 
-def _tables(reader: _Reader, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Table]:
-    roots = reader.rows(_TABLES, [schema for schema, _ in names], [table for _, table in names])
-    leaves = reader.rows(_LEAVES, [row[0] for row in roots])
+def _tables(connection: Connection, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Table]:
+    roots = ask(connection, _TABLES, [schema for schema, _ in names], [table for _, table in names])
+    leaves = ask(connection, _LEAVES, [row[0] for row in roots])
     everything = [row[0] for row in roots] + [row[1] for row in leaves]
     columns: dict[int, dict[str, Column]] = {}
-    for oid, name, type_name, not_null, generated in reader.rows(_COLUMNS, everything):
+    for oid, name, type_name, not_null, generated in ask(connection, _COLUMNS, everything):
         columns.setdefault(oid, {})[name] = Column(type=type_name, not_null=not_null, generated=generated)
     indexes: dict[int, list[Index]] = {}
-    for oid, name, keys, primary, identity, usable in reader.rows(_INDEXES, everything):
+    for oid, name, keys, primary, identity, usable in ask(connection, _INDEXES, everything):
         index = Index(name=name, columns=tuple(keys), primary=primary, identity=identity, usable=usable)
         indexes.setdefault(oid, []).append(index)
 

@@ -96,8 +96,8 @@ class Daemon:
             self._hush()
 
     def _lost(self, reason: str) -> None:
+        lasted = self._session is not None and time.monotonic() - self._began > RETRY_MOST
         self._close_session()
-        lasted = time.monotonic() - self._began > RETRY_MOST
         self._delay = RETRY_FIRST if lasted else min(max(self._delay * 2, RETRY_FIRST), RETRY_MOST)
         self._monitor.disconnected(reason, self._delay)
 

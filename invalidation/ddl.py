@@ -10,15 +10,12 @@ import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from leasecache.errors import SourceError
 from leasecache.invalidation.catalog import Catalog, Index, Publication, Table
-from leasecache.invalidation.source import ask, connect, execute, readdressed
+from leasecache.invalidation.source import Connection, ask, connect, execute, readdressed
 from leasecache.rules import RuleSet
-
-if TYPE_CHECKING:
-    import psycopg
 
 _ALL_OPERATIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
 _REPLAY_POLL, _REPLAY_WAIT = 0.1, 30.0  # s
@@ -141,9 +138,7 @@ def apply(steps: Sequence[Step], source: str, primary: str | None) -> None:
                 _create_on_standby(here, there, step.sql)
 
 
-def _wait_replayed(
-    standby: "psycopg.Connection[tuple[Any, ...]]", primary: "psycopg.Connection[tuple[Any, ...]]"
-) -> None:
+def _wait_replayed(standby: Connection, primary: Connection) -> None:
     """Wait until the standby has what was just set up on the primary."""
     ((position,),) = ask(primary, "select pg_current_wal_lsn()::text")
     for _ in range(round(_REPLAY_WAIT / _REPLAY_POLL)):
@@ -154,9 +149,7 @@ def _wait_replayed(
     raise SourceError(f"the standby has not replayed {position} within {_REPLAY_WAIT:.0f} s; run setup again later")
 
 
-def _create_on_standby(
-    standby: "psycopg.Connection[tuple[Any, ...]]", primary: "psycopg.Connection[tuple[Any, ...]]", sql: str
-) -> None:
+def _create_on_standby(standby: Connection, primary: Connection, sql: str) -> None:
     """Create a slot; it waits for a record of running transactions that an idle primary writes only when asked."""
     with ThreadPoolExecutor(1) as pool:
         created = pool.submit(execute, standby, sql)

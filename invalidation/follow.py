@@ -88,6 +88,8 @@ class Follower:
         now = time.monotonic()
         if reading:
             self._read(now)
+        else:
+            self._heard_at = now  # who does not listen cannot complain of silence
         self._pass_gate(now)
         self._dispatcher.step(now)
         self._observe()

@@ -49,10 +49,6 @@ def parse_view(in_recovery: bytes | None, snapshot: bytes | None) -> View:
 
 def choose(setting: str, *, in_recovery: bool) -> tuple[GateName, str]:
     """Return the gate for `[source] gate` and why. Raises ConfigError when the server cannot honour the setting."""
-    if setting == "replay":
-        raise ConfigError(
-            "source.gate: replay is not available in this version; decode at the node that the fills read"
-        )
     if in_recovery:
         if setting == "snapshot":
             raise ConfigError("source.gate: snapshot needs a primary, but the source is a standby; use standby or auto")

@@ -2,13 +2,15 @@
 
 import select
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import conninfo, pq
 
 from leasecache.errors import ConfigError, GapError, SourceError
 from leasecache.invalidation.lsn import format_lsn
+
+Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 CONNECT_TIMEOUT = 5  # s
 # Makes the text of every type canonical, so that it renders to the same key as the application's value.
@@ -45,7 +47,7 @@ def readdressed(dsn: str, *, host: str, port: int) -> str:
     return conninfo.make_conninfo(dsn, host=host, port=port)
 
 
-def connect(dsn: str, *, replication: bool = False) -> "psycopg.Connection[tuple[Any, ...]]":
+def connect(dsn: str, *, replication: bool = False) -> Connection:
     """Connect in autocommit mode, with canonical text output.
 
     Raises ConfigError when `dsn` cannot be read, SourceError in one line when the server cannot be reached.
@@ -68,7 +70,7 @@ def connect(dsn: str, *, replication: bool = False) -> "psycopg.Connection[tuple
         raise SourceError(f"cannot connect to source {redact(dsn)}: {_reason(error)}") from None
 
 
-def ask(connection: "psycopg.Connection[tuple[Any, ...]]", sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+def ask(connection: Connection, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
     """Return the rows of a query. Raises SourceError in one line."""
     try:
         return connection.execute(sql.encode(), parameters or None).fetchall()
@@ -76,7 +78,7 @@ def ask(connection: "psycopg.Connection[tuple[Any, ...]]", sql: str, *parameters
         raise SourceError(f"the source refused a query: {_reason(error)}") from None
 
 
-def execute(connection: "psycopg.Connection[tuple[Any, ...]]", sql: str) -> None:
+def execute(connection: Connection, sql: str) -> None:
     """Run a statement that returns nothing of interest. Raises SourceError in one line."""
     try:
         connection.execute(sql.encode())

@@ -80,6 +80,7 @@ class Monitor:
         changed = self._streaming or reason != self._reason
         self._streaming, self._reason = False, reason
         self._gate_since = None
+        self.figures.held.set(0)  # they are repeated
         self.figures.streaming.set(0)
         self.figures.reconnects.inc()
         if changed:
