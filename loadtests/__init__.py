@@ -1,0 +1,1 @@
+"""Load tests with locust: users of cached functions, and the herd on one hot key."""
