@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from leasecache.errors import GapError, LeasecacheError
-from leasecache.invalidation.launch import run_daemon
 from leasecache.invalidation.logs import FORMATS, LEVELS, configure
 
 
@@ -18,12 +17,21 @@ def main() -> int:
     parser.add_argument("--log-level", choices=LEVELS, default=os.environ.get("LEASECACHE_LOG_LEVEL", "info"))
     arguments = parser.parse_args()
     try:
+        from leasecache.invalidation.launch import run_daemon
+
         configure(arguments.log_format, arguments.log_level)
         run_daemon(arguments.config)
+    except ImportError as error:  # the application's own are ConfigErrors by now
+        needed = error.name or "psycopg[binary]"
+        return _fail(f"the daemon needs {needed}: pip install 'leasecache[daemon]' 'psycopg[binary]'", 2)
     except LeasecacheError as error:
-        print(f"leasecache: {error}", file=sys.stderr)  # noqa: T201
-        return 1 if isinstance(error, GapError) else 2  # lost changes are a failure, everything else is wrong use
+        return _fail(str(error), 1 if isinstance(error, GapError) else 2)  # lost changes are a failure, not wrong use
     return 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"leasecache: {message}\n")
+    return code
 
 
 if __name__ == "__main__":

@@ -111,7 +111,10 @@ def _add_table(publication: Publication, name: str, table: Table) -> list[str]:
         return [f"alter publication {name} add table {qualified(table)}"] if roots_arrive or not sent else []
     if whole(publication, table):
         return []
-    return [f"alter publication {name} drop table {qualified(table)}, add table {qualified(table)}"]
+    # One text, run as one transaction: no change is to slip through between the two.
+    return [
+        f"alter publication {name} drop table {qualified(table)}; alter publication {name} add table {qualified(table)}"
+    ]
 
 
 def whole(publication: Publication, table: Table) -> bool:

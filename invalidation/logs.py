@@ -4,6 +4,8 @@ import json
 import logging
 import time
 
+from leasecache.errors import ConfigError
+
 FORMATS = ("logfmt", "json")
 LEVELS = ("debug", "info", "warning", "error")
 _LOG = logging.getLogger("leasecache.daemon")
@@ -15,7 +17,14 @@ def event(level: int, name: str, **fields: object) -> None:
 
 
 def configure(form: str, level: str) -> None:
-    """Send the daemon's log to standard error in `form` ("logfmt" or "json"), from `level` on."""
+    """Send the daemon's log to standard error in `form`, one of FORMATS, from `level`, one of LEVELS, on.
+
+    Raises ConfigError on any other.
+    """
+    if form not in FORMATS or level not in LEVELS:
+        raise ConfigError(
+            f"log format {form!r} or level {level!r}: use {' or '.join(FORMATS)}, and {', '.join(LEVELS)}"
+        )
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if form == "json" else _Logfmt())
     _LOG.handlers[:] = [handler]

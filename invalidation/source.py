@@ -13,6 +13,7 @@ from leasecache.invalidation.lsn import format_lsn
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 CONNECT_TIMEOUT = 5  # s
+TCP_TIMEOUT = 30_000  # ms that sent data may remain unacknowledged by the server's kernel
 # Makes the text of every type canonical, so that it renders to the same key as the application's value.
 _OPTIONS = "-c datestyle=ISO -c timezone=UTC -c extra_float_digits=3 -c bytea_output=hex"
 _FIXES = (  # what libpq says → what is wrong and what to do
@@ -61,6 +62,7 @@ def connect(dsn: str, *, replication: bool = False) -> Connection:
     parts["options"] = f"{parts.get('options') or ''} {_OPTIONS}".strip()
     parts["client_encoding"] = "UTF8"
     parts.setdefault("connect_timeout", CONNECT_TIMEOUT)
+    parts.setdefault("tcp_user_timeout", TCP_TIMEOUT)
     parts.setdefault("application_name", "leasecache")
     if replication:
         parts["replication"] = "database"
@@ -104,7 +106,7 @@ class Replication:
 
     def query(self, sql: str) -> list[tuple[str | None, ...]]:
         """Return the rows of a query, as text, before the stream is started."""
-        result = self._pq.exec_(sql.encode())
+        result = self._run(sql)
         if result.status != pq.ExecStatus.TUPLES_OK:
             raise SourceError(f"the source refused a query: {_first_line(result)}")
         return [tuple(_text(result.get_value(i, j)) for j in range(result.nfields)) for i in range(result.ntuples)]
@@ -120,10 +122,16 @@ class Replication:
             raise GapError(f"slot {slot!r} {fault} clear the cache, then run `leasecache setup --apply`")
         options = f"proto_version '1', publication_names '{_quoted(publication)}', messages 'true'"
         command = f'START_REPLICATION SLOT "{slot}" LOGICAL {format_lsn(0)} ({options})'
-        result = self._pq.exec_(command.encode())
+        result = self._run(command)
         if result.status != pq.ExecStatus.COPY_BOTH:
             raise _refusal(result, slot)
         self._pq.nonblocking = 1
+
+    def _run(self, command: str) -> "pq.abc.PGresult":
+        try:
+            return self._pq.exec_(command.encode())
+        except psycopg.Error as error:
+            raise SourceError(f"the stream broke: {_reason(error)}") from None
 
     @property
     def socket(self) -> int:

@@ -41,9 +41,10 @@ def main() -> None:
     except LeasecacheError as error:
         _fail(str(error), WRONG_USE)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in {"psycopg", "prometheus_client", "tomli"}:
+        needed = error.name or "psycopg[binary]"  # psycopg without libpq does not say its name
+        if needed.partition(".")[0] not in {"psycopg", "psycopg[binary]", "prometheus_client", "tomli"}:
             _fail(f"unexpected ImportError: {error}", FOUND)
-        _fail(f"this command needs {error.name}: pip install 'leasecache[daemon]' 'psycopg[binary]'", WRONG_USE)
+        _fail(f"this command needs {needed}: pip install 'leasecache[daemon]' 'psycopg[binary]'", WRONG_USE)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:

@@ -144,6 +144,23 @@ def test_faulty_databases(clerk: Clerk, prepare: tuple[str, ...], codes: list[st
 
 
 @pytest.mark.parametrize(
+    "publication",
+    [
+        "for table media (id)",
+        "for table media where (id > 7)",
+        "for all tables with (publish = 'insert')",
+        "",
+    ],
+)
+def test_the_remedy_for_a_publication(clerk: Clerk, publication: str) -> None:
+    """The DDL for a publication works."""
+    clerk.run("drop publication leasecache", f"create publication leasecache {publication}")
+    (finding,) = clerk.findings(MEDIA)
+    clerk.run(*finding.remedy)
+    assert clerk.findings(MEDIA) == []
+
+
+@pytest.mark.parametrize(
     ("prepare", "remedy"),
     [
         ((), "create unique index concurrently"),

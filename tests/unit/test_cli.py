@@ -79,6 +79,24 @@ def test_a_missing_extra(missing: str, arguments: tuple[str, ...], says: str) ->
     assert says in done.stderr
 
 
+def test_the_daemon_module_says_what_it_needs() -> None:
+    """Without the extra, `python -m leasecache.invalidation` says what to install."""
+    program = (
+        "import sys; sys.modules['psycopg'] = None; from leasecache.invalidation.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "pip install 'leasecache[daemon]'" in done.stderr
+
+
+@pytest.mark.parametrize("variable", ["LEASECACHE_LOG_FORMAT", "LEASECACHE_LOG_LEVEL"])
+@pytest.mark.parametrize("entry", [("-m", "leasecache.invalidation"), (*CLI, "daemon")])
+def test_an_unknown_log_format(entry: tuple[str, ...], variable: str) -> None:
+    """A log format or level that does not exist is refused, from the environment too."""
+    code, out, err = run_to_exit([*entry, "--config", "gone.toml"], **{variable: "loud"})
+    assert (code, out, "loud" in err, "Traceback" in err) == (2, "", True, False)
+
+
 def test_the_daemon_module_has_the_same_manners() -> None:
     """`python -m leasecache.invalidation` reports like the command does."""
     code, out, err = run_to_exit(["-m", "leasecache.invalidation", "--config", "gone.toml"])
