@@ -45,8 +45,6 @@ def main() -> None:
         if needed.partition(".")[0] not in {"psycopg", "psycopg[binary]", "prometheus_client", "tomli"}:
             _fail(f"unexpected ImportError: {error}", FOUND)
         _fail(f"this command needs {needed}: pip install 'leasecache[daemon]' 'psycopg[binary]'", WRONG_USE)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it", FOUND)
 

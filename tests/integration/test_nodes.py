@@ -1,0 +1,77 @@
+"""A cache of several memcached nodes."""
+
+import getpass
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from leasecache import Cache, Hit, Lease, NodeError, Stored
+from leasecache.lab import MemcachedServer, wait_until
+
+
+def test_keys_live_on_their_owners_and_one_dead_node_costs_only_its_own() -> None:
+    """Batches and single calls reach each key's owner; when a node dies the keys of the other stay cached."""
+    with MemcachedServer() as first, MemcachedServer() as second:
+        url = f"memcached://{first.address},{second.address}?timeout=0.5&connect_timeout=0.5"
+        loads: Counter[int] = Counter()
+        with Cache.from_url(url) as cache:
+
+            @cache.cached("item:{item_id}", ttl=60)
+            def get_item(item_id: int) -> int:
+                loads[item_id] += 1
+                return item_id
+
+            ids = list(range(100))
+            assert get_item.get_many(ids) == {n: n for n in ids}
+            owners = {n: cache.driver().store.node_for(get_item.key(n)).name for n in ids}
+            assert set(owners.values()) == {first.address, second.address}
+            second.kill()
+            assert [get_item(n) for n in ids] == ids
+            assert {n for n in ids if loads[n] > 1} == {n for n in ids if owners[n] == second.address}
+
+
+def test_invalidation_reaches_the_reachable_nodes_and_reports_the_others() -> None:
+    """invalidate() does what it can and raises the error of the node that did not acknowledge."""
+    with (
+        MemcachedServer() as first,
+        MemcachedServer() as second,
+        Cache.from_url(f"memcached://{first.address},{second.address}?connect_timeout=0.5") as cache,
+    ):
+
+        @cache.cached("item:{item_id}", ttl=60)
+        def get_item(item_id: int) -> int:
+            return item_id
+
+        get_item.get_many(range(50))
+        keys = [get_item.key(n) for n in range(50)]
+        store = cache.driver().store
+        second.kill()
+        with pytest.raises(NodeError, match=second.address):
+            cache.invalidate(*keys)
+        alive = [n for n in range(50) if store.node_for(keys[n]).name == first.address]
+        assert alive
+        assert all(get_item.peek(n) is None for n in alive)
+
+
+def test_unix_socket(tmp_path: Path) -> None:
+    """A node can be the path of a Unix socket."""
+    path = tmp_path / "memcached.sock"
+    command = ["memcached", "-u", getpass.getuser(), "-s", str(path)]
+    with subprocess.Popen(command) as server, Cache.from_url(f"memcached://{path}?namespace=shop") as cache:
+        try:
+            wait_until(path.exists, 10, "the socket")
+            lease = wait_until(lambda: _lease(cache), 10, "memcached to answer")
+            assert cache.lease_set(lease, b"value", 60) == Stored()
+            assert isinstance(cache.lease_get(b"shop:item"), Hit)
+        finally:
+            server.terminate()
+
+
+def _lease(cache: Cache) -> Lease | None:
+    try:
+        answer = cache.lease_get(b"shop:item")
+    except NodeError:
+        return None
+    return answer if isinstance(answer, Lease) else None
