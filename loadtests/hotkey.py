@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Protocol
 
-from locust import constant_pacing, task
+from locust import between, constant_pacing, task
 
 from leasecache import Cache
 from loadtests.base import CacheUser
@@ -10,7 +10,7 @@ from loadtests.plain import TTL, PlainFunction
 from loadtests.row import HOT, HotRow
 from loadtests.scenario import Scenario
 
-READ_EVERY = 0.05  # s between two reads of one user: all come by while one slow load lasts
+PAUSE = 0.1  # s at most between two reads of one user; at random, for those who waited for one load march in step
 PATIENCE = 10.0  # s beyond the time of a load that a lease lasts, and a waiter waits
 
 
@@ -48,9 +48,9 @@ class HotKeyUser(CacheUser):
 
 
 class Reader(HotKeyUser):
-    """Reads the hot key twenty times a second."""
+    """Reads the hot key nearly twenty times a second."""
 
-    wait_time = constant_pacing(READ_EVERY)
+    wait_time = between(0, PAUSE)
 
     @task
     def read(self) -> None:
@@ -63,7 +63,7 @@ class Writer(HotKeyUser):
     """Updates the row and then invalidates the key, as the one who follows the database does."""
 
     fixed_count = 1
-    kind = "INVALIDATE"
+    kind = "WRITE"
 
     def wait_time(self) -> float:
         return constant_pacing(self.scenario.options.invalidate_every)(self)
@@ -73,6 +73,6 @@ class Writer(HotKeyUser):
 
     @task
     def write(self) -> None:
-        version = self.scenario.row.update(HOT)
+        version = self.call(self.scenario.row.update, HOT)
         with self.scenario.tally.invalidating(version):
             self.call(self.get_version.invalidate, HOT)
