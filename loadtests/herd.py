@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, locustfile: Path = LOCUSTFILE) 
         print(json.dumps(vars(report), indent=2))  # noqa: T201
     else:
         Console().print(report.table())
-    if report.leases and report.faults():
+    if report.faults():
         return fail("; ".join(report.faults()), FAILED)
     return PASSED
 

@@ -27,13 +27,16 @@ class Report:
     stale_served: int  # answers older than an invalidation that the cache had acknowledged when the call began
 
     def faults(self) -> list[str]:
-        """Say what leases did not prevent; nothing when they did their work."""
+        """Say what leases should have prevented; without leases a herd is what was asked for."""
+        if not (self.requests and self.invalidations):
+            return ["nothing was measured"]
+        if not self.leases:
+            return []
         most = max(self.cold_loads, self.most_loads)
         found = {
             f"{most} loads for one invalidation": most > 1,
             f"{self.failures} calls failed": self.failures > 0,
             f"{self.stale_served} stale answers, and none is allowed": self.stale_served > 0 and not self.stale_for,
-            "nothing was measured": not (self.requests and self.invalidations),
         }
         return [fault for fault, holds in found.items() if holds]
 

@@ -120,7 +120,9 @@ def test_answer_is_stale_when_older_than_an_acknowledged_invalidation() -> None:
 
 
 FIGURES: dict[str, Any] = dict.fromkeys(Report.__dataclass_fields__, 0)
-GOOD = Report(**{**FIGURES, "invalidations": 2, "cold_loads": 1, "loads": 2, "most_loads": 1, "requests": 9})
+GOOD = Report(
+    **{**FIGURES, "leases": True, "invalidations": 2, "cold_loads": 1, "loads": 2, "most_loads": 1, "requests": 9}
+)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,8 @@ GOOD = Report(**{**FIGURES, "invalidations": 2, "cold_loads": 1, "loads": 2, "mo
         ({"failures": 4}, ["4 calls failed"]),
         ({"stale_served": 5}, ["5 stale answers, and none is allowed"]),
         ({"stale_served": 5, "stale_for": 1}, []),
-        ({"requests": 0}, ["nothing was measured"]),
+        ({"most_loads": 3, "leases": False}, []),
+        ({"requests": 0, "leases": False}, ["nothing was measured"]),
     ],
 )
 def test_report_judges(changed: dict[str, Any], faults: list[str]) -> None:
