@@ -151,7 +151,8 @@ def _enum_kind(enum_class: type[Enum], where: str) -> str:
 
 
 def _name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    is_plain = isinstance(annotation, type) and not typing.get_args(annotation)  # list[int] is a type in Python 3.10
+    return annotation.__name__ if is_plain else str(annotation)
 
 
 def _split(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

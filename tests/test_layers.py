@@ -53,6 +53,7 @@ THIRD_PARTY: dict[str, list[str]] = {
     ],
     "prometheus_client": ["invalidation.status", "invalidation.server", "metrics"],
     "tomli": ["invalidation.settings"],
+    "tomllib": ["invalidation.settings"],  # not in the standard library of Python 3.10
     "typer": ["cli"],
     "rich": ["cli", "lab.demo*"],
 }
