@@ -551,6 +551,16 @@ cdef class Wire:
         """Send quiet commands ended by `mn` and return the replies before its MN. Raises like `exchange`."""
         return self._converse(request, -1)
 
+    def hit(self, bytes request not None, unsigned long flags):
+        """Send a lease-get; return the value if it is a plain hit with these client flags, else the reply.
+
+        A plain hit is VA without W, X and Z. Raises like `exchange`.
+        """
+        cdef Reply reply = self._converse(request, 1)[0]
+        if reply.value is None or reply.flags != flags or reply.won or reply.stale or reply.taken:
+            return reply
+        return reply if reply.code != b"VA" else reply.value
+
     cdef list _converse(self, bytes request, Py_ssize_t count):
         cdef list replies = []
         cdef Py_ssize_t position = 0

@@ -84,5 +84,8 @@ class Wire:
     def exchange_quiet(self, request: bytes) -> list[Reply]:
         """Send quiet commands ended by `mn` and return the replies before its MN. Raises like `exchange`."""
 
+    def hit(self, request: bytes, flags: int) -> bytes | Reply:
+        """Send a lease-get; return the value if it is a plain hit with these client flags, else the reply."""
+
     def close(self) -> None:
         """Close the socket; never raises."""

@@ -279,6 +279,16 @@ class Wire:
         self._converse(request, replies, lambda: bool(replies) and replies[-1].code == b"MN")
         return replies[:-1]
 
+    def hit(self, request: bytes, flags: int) -> bytes | Reply:
+        """Send a lease-get; return the value if it is a plain hit with these client flags, else the reply.
+
+        A plain hit is VA without W, X and Z. Raises like `exchange`.
+        """
+        [reply] = self.exchange(request, 1)
+        if reply.value is None or reply.flags != flags or reply.won or reply.stale or reply.taken:
+            return reply
+        return reply if reply.code != b"VA" else reply.value
+
     def close(self) -> None:
         """Close the socket; never raises."""
         self._sock.close()

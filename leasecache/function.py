@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from leasecache.codecs import Codec, DecodeError, make_codec
 from leasecache.driver import Driver
@@ -14,6 +14,7 @@ from leasecache.policy import Policy
 from leasecache.rules import Row, Rule, split_table
 from leasecache.signature import KeySignature, qualified_name, resolve
 from leasecache.singleflight import Flights, Permits
+from leasecache.stores.base import Reader
 
 Loader = Callable[..., Any]
 Args = tuple[Any, ...]
@@ -53,7 +54,7 @@ class CachedCore:
         self.rules = tuple(self._rule(row) for row in _rows(depends_on))
         self._inline = bool(ignore)
         self._runtime = runtime
-        self._bound: Any = (None, None)  # (driver, renderer under its namespace)
+        self._bound: _Bound | None = None
         self._codec = self._early_codec()
         self._load_time = LoadTime()
         self._flights = Flights()
@@ -63,20 +64,20 @@ class CachedCore:
         """Return the value; a plain hit is served without entering a flow. `skip` arguments are not in the key."""
         if self._runtime.bypassed():
             return load(*args, **kwargs)
-        driver, renderer = self._bind()
-        key = renderer.from_python(self.signature.values(args[skip:] if skip else args, kwargs))
-        policy = self.policy
-        answer: Answer | NodeError
+        bound = self._bind()
+        key = bound.render(self.signature.values(args[skip:] if skip else args, kwargs))
+        answer: bytes | Answer | NodeError
         try:
-            answer = driver.store.lease_get(key, policy.lease_for, policy.refresh_ahead)
+            answer = bound.read(key)
         except NodeError as error:
             answer = error
-        if type(answer) is Hit:
+        if type(answer) is bytes:
             try:
-                return self.codec.decode(answer.flags, answer.value)
-            except DecodeError:
-                pass  # the flow drops it and loads
-        return self._run(driver, key, lambda: load(*args, **kwargs), lambda task: fetch(task, answer)).value
+                return bound.decode(bound.flags, answer)
+            except DecodeError:  # the flow drops it by its token and loads
+                answer = self._ask(bound.driver, key, self.policy.refresh_ahead)
+        found: Any = answer
+        return self._run(bound.driver, key, lambda: load(*args, **kwargs), lambda task: fetch(task, found)).value
 
     def lookup(self, load: Loader, args: Args, kwargs: Kwargs, skip: int = 0) -> Entry:
         """Return the value with its provenance."""
@@ -99,7 +100,7 @@ class CachedCore:
 
         The server does not tell whether a value was invalidated; one that could have been is reported as "stale".
         """
-        driver = self._bind()[0]
+        driver = self._bind().driver
         try:
             hit = driver.store.look(self.key(args, kwargs))
             value = None if hit is None else self.codec.decode(hit.flags, hit.value)
@@ -112,12 +113,11 @@ class CachedCore:
 
     def invalidate(self, args: Args, kwargs: Kwargs) -> None:
         """Void leases on the key and drop its value, or leave it stale for `stale_for`. Raises NodeError."""
-        self._bind()[0].store.invalidate([self.key(args, kwargs)], self.policy.stale_for)
+        self._bind().driver.store.invalidate([self.key(args, kwargs)], self.policy.stale_for)
 
     def key(self, args: Args, kwargs: Kwargs) -> bytes:
         """Return the logical key of the key's parameters. Raises TypeError naming function and field."""
-        key: bytes = self._bind()[1].from_python(self.signature.key_values(args, kwargs))
-        return key
+        return self._bind().render(self.signature.key_values(args, kwargs))
 
     def get_many(self, load: Loader, arguments: Iterable[Any], others: Kwargs) -> dict[Any, Any]:
         """Return {argument: value} with one lease-get per node; won keys are loaded here, one after the other.
@@ -127,7 +127,7 @@ class CachedCore:
         calls = {argument: argument if isinstance(argument, tuple) else (argument,) for argument in arguments}
         if self._runtime.bypassed():
             return {argument: self._loading(load, args, others)() for argument, args in calls.items()}
-        driver = self._bind()[0]
+        driver = self._bind().driver
         keys = {argument: self.key(args, {}) for argument, args in calls.items()}
         answers = driver.store.lease_get_many(list(keys.values()), self.policy.lease_for, self.policy.refresh_ahead)
         found: dict[Any, Any] = {}
@@ -185,14 +185,17 @@ class CachedCore:
         return driver.run(flow(task), task)
 
     def _rendered(self, args: Args, kwargs: Kwargs) -> tuple[Driver, bytes]:
-        driver, renderer = self._bind()
-        return driver, renderer.from_python(self.signature.values(args, kwargs))
+        bound = self._bind()
+        return bound.driver, bound.render(self.signature.values(args, kwargs))
 
-    def _bind(self) -> Any:
+    def _bind(self) -> "_Bound":
         driver = self._runtime.driver()
         bound = self._bound
-        if bound[0] is not driver:
-            bound = self._bound = (driver, self.template.renderer(driver.store.namespace, self.name))
+        if bound is None or bound.driver is not driver:
+            store, codec, policy = driver.store, self.codec, self.policy
+            render = self.template.renderer(store.namespace, self.name).from_python
+            read = store.reader(policy.lease_for, policy.refresh_ahead, codec.tag)
+            bound = self._bound = _Bound(driver, render, read, codec.decode, codec.tag)
         return bound
 
     def _rule(self, row: Row) -> Rule:
@@ -230,6 +233,16 @@ class CachedCore:
             compress_over=self.policy.compress_over,
             where=self.name,
         )
+
+
+class _Bound(NamedTuple):
+    """What a call needs, made once for the store that the cache has now."""
+
+    driver: Driver
+    render: Callable[[tuple[Any, ...]], bytes]
+    read: Reader
+    decode: Callable[[int, bytes], Any]
+    flags: int  # client flags of a plain value
 
 
 class _Unbegun:

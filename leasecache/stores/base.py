@@ -1,6 +1,6 @@
 """What the flows and the daemon ask of a store. Small on purpose: the null store is its whole length."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from leasecache.errors import NodeError
@@ -20,6 +20,9 @@ class Node(Protocol):
         ...
 
 
+Reader = Callable[[bytes], bytes | Answer]
+
+
 class Store(Protocol):
     """All nodes behind one URL. Expected outcomes are values; NodeError means that a node did not do it."""
 
@@ -29,6 +32,10 @@ class Store(Protocol):
     def nodes(self) -> Sequence[Node]: ...
     def node_for(self, key: bytes) -> Node: ...
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer: ...
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
+        """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags."""
+        ...
+
     def lease_get_many(
         self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0
     ) -> dict[bytes, Answer | NodeError]: ...

@@ -15,6 +15,7 @@ from leasecache._accel import Reply, Wire
 from leasecache.errors import ConfigError, NodeError, NodeTimeout, ProtocolError
 from leasecache.lease import Answer, Hit, Lease, Refused, Stored
 from leasecache.stores import meta, ring
+from leasecache.stores.base import Reader
 from leasecache.stores.pool import EPOCH, Connection, Pool
 
 LEAST_VERSION = (1, 6, 13)  # md C and ms c behave since then
@@ -44,6 +45,39 @@ class MemcachedNode:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
         request = meta.lease_get(key, lease_for, refresh_ahead)
         return self._exchange(request, 1, meta.read_answers, (key,))[0]
+
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
+        """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
+
+        A plain hit over an idle connection takes the short way; everything else goes the way of `lease_get`.
+        """
+        request = meta.lease_get(b"%b", lease_for, refresh_ahead)
+        idle, release, down = self._pool.idle, self._pool.release, self._down
+
+        def read(key: bytes) -> bytes | Answer:
+            if down.delay or not idle:
+                return self.lease_get(key, lease_for, refresh_ahead)
+            try:
+                connection = idle.pop()
+            except IndexError:  # another thread was faster
+                return self.lease_get(key, lease_for, refresh_ahead)
+            epoch = EPOCH.latest
+            try:
+                found = connection.wire.hit(request % key, flags)
+                if isinstance(found, bytes):
+                    answer: bytes | Answer = found
+                else:
+                    [answer] = meta.read_answers([found], epoch, connection.epoch, (key,))
+            except NodeError as error:
+                self._pool.discard(connection)
+                return self._again(connection, self._named(error), request % key, 1, meta.read_answers, (key,))[0]
+            except BaseException:
+                self._pool.discard(connection)
+                raise
+            release(connection)
+            return answer
+
+        return read
 
     def lease_get_many(self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0) -> list[Answer]:
         """Return an answer per key, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
@@ -110,22 +144,35 @@ class MemcachedNode:
         self._pool.close()
 
     def _exchange(self, request: bytes, count: int, read: Read[C, T], context: C) -> T:
-        """Send and receive over any connection; if a pooled one turns out dead, once more over a new one."""
+        """Send and receive over any connection, and read the replies."""
         self._down.check(self.name)
+        connection = self._acquire()
         try:
-            connection = self._pool.acquire()
-            try:
-                result = self._over(connection, request, count, read, context)
-            except NodeError as error:
-                if isinstance(error, (NodeTimeout, ProtocolError)) or not connection.pooled:
-                    raise
-                self._pool.drop_idle()  # what else is idle has most likely died with it
-                result = self._over(self._pool.acquire(), request, count, read, context)
+            result = self._over(connection, request, count, read, context)
+        except NodeError as error:
+            result = self._again(connection, error, request, count, read, context)
+        self._down.answered()
+        return result
+
+    def _again(self, used: Connection, error: NodeError, request: bytes, count: int, read: Read[C, T], context: C) -> T:
+        """Talk once more over a new connection if a pooled one turned out dead; else the node has failed."""
+        if isinstance(error, (NodeTimeout, ProtocolError)) or not used.pooled:
+            self._down.failed()
+            raise error
+        self._pool.drop_idle()  # what else is idle has most likely died with it
+        connection = self._acquire()
+        try:
+            return self._over(connection, request, count, read, context)
         except NodeError:
             self._down.failed()
             raise
-        self._down.answered()
-        return result
+
+    def _acquire(self) -> Connection:
+        try:
+            return self._pool.acquire()
+        except NodeError:
+            self._down.failed()
+            raise
 
     def _over(self, connection: Connection, request: bytes, count: int, read: Read[C, T], context: C) -> T:
         """Send, receive and read; a connection whose answer was not read to a good end is not used again."""
@@ -136,12 +183,15 @@ class MemcachedNode:
             result = read(replies, epoch, connection.epoch, context)
         except NodeError as error:
             self._pool.discard(connection)
-            raise type(error)(f"memcached {self.name}: {error}") from error
+            raise self._named(error) from error
         except BaseException:  # a signal, a greenlet's timeout: half an answer may be left on the wire
             self._pool.discard(connection)
             raise
         self._pool.release(connection)
         return result
+
+    def _named(self, error: NodeError) -> NodeError:
+        return type(error)(f"memcached {self.name}: {error}")
 
     def _connect(self) -> Connection:
         with_sock = _Admin(self)
@@ -207,25 +257,25 @@ class _Probe:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._delay = 0.0
+        self.delay = 0.0  # s between two probes, 0 = up
         self._until = 0.0
 
     def check(self, name: str) -> None:
         """Raise NodeError while the node is left alone; the caller that finds the time over probes it."""
-        if self._delay and time.monotonic() < self._until:
-            raise NodeError(f"memcached {name} is marked down after a failure; it is probed every {self._delay:g} s")
+        if self.delay and time.monotonic() < self._until:
+            raise NodeError(f"memcached {name} is marked down after a failure; it is probed every {self.delay:g} s")
 
     def failed(self) -> None:
         """Leave the node alone, twice as long as last time."""
         with self._lock:
             if time.monotonic() >= self._until:  # failures of the same moment count once
-                self._delay = min(self._delay * 2 or PROBE_FIRST, PROBE_MOST)
-                self._until = time.monotonic() + self._delay
+                self.delay = min(self.delay * 2 or PROBE_FIRST, PROBE_MOST)
+                self._until = time.monotonic() + self.delay
 
     def answered(self) -> None:
         """Believe that the node is up."""
-        if self._delay:
-            self._delay = self._until = 0.0
+        if self.delay:
+            self.delay = self._until = 0.0
 
 
 class MemcachedStore:
@@ -243,6 +293,14 @@ class MemcachedStore:
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """See `MemcachedNode.lease_get`."""
         return self.node_for(key).lease_get(key, lease_for, refresh_ahead)
+
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
+        """See `MemcachedNode.reader`."""
+        readers = [node.reader(lease_for, refresh_ahead, flags) for node in self.nodes]
+        if len(readers) == 1:
+            return readers[0]
+        seeds = self._seeds
+        return lambda key: readers[ring.owner(key, seeds)](key)
 
     def lease_get_many(
         self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0

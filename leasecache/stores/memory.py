@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from leasecache.errors import NodeError
 from leasecache.lease import Answer, Decision, Hit, Lease, Refused, Stale, Stored, Token, Wait, decide
+from leasecache.stores.base import Reader
 
 CAPACITY = 64 * 2**20  # bytes
 OVERHEAD = 200  # bytes an entry costs beside key and value, roughly what CPython takes
@@ -60,6 +61,15 @@ class MemoryStore:
             taken = item.taken or (not won and not item.flags)
             item.taken = item.taken or won
             return self._answer(key, item, won, taken, now)
+
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
+        """Return a lease-get of a key that gives the value alone when it is a hit with these client flags."""
+
+        def read(key: bytes) -> bytes | Answer:
+            answer = self.lease_get(key, lease_for, refresh_ahead)
+            return answer.value if type(answer) is Hit and answer.flags == flags else answer
+
+        return read
 
     def lease_get_many(
         self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0

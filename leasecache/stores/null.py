@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from leasecache.errors import NodeError
 from leasecache.lease import Answer, Hit, Lease, Refused, Stored
+from leasecache.stores.base import Reader
 
 
 class NullStore:
@@ -22,6 +23,10 @@ class NullStore:
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return a lease without a token."""
         return Lease(key, None)
+
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
+        """Return a function that answers every key with a lease without a token."""
+        return lambda key: Lease(key, None)
 
     def lease_get_many(
         self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0

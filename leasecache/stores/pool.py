@@ -55,7 +55,7 @@ class Pool:
         self._limit = limit
         self._patience = patience
         self._term = 0
-        self._idle: deque[Connection] = deque()
+        self.idle: deque[Connection] = deque()  # the same object for ever: readers hold on to it
         self._born: set[int] = set()  # epochs of the open connections
         self._changed = threading.Condition()
         self._waiting = 0
@@ -65,7 +65,7 @@ class Pool:
     def acquire(self) -> Connection:
         """Return a connection for one exchange. Raises NodeError, or NodeTimeout when all stay busy."""
         try:
-            return self._idle.pop()
+            return self.idle.pop()
         except IndexError:
             return self._open_or_wait()
 
@@ -89,7 +89,7 @@ class Pool:
             self.discard(connection)
             return
         connection.pooled = True
-        self._idle.append(connection)
+        self.idle.append(connection)
         if self._waiting:
             with self._changed:
                 self._changed.notify_all()
@@ -110,10 +110,10 @@ class Pool:
         """Close the connections that nobody uses now."""
         with contextlib.suppress(IndexError):
             while True:
-                self.discard(self._idle.pop())
+                self.discard(self.idle.pop())
 
     def __del__(self) -> None:
-        for connection in self._idle:
+        for connection in self.idle:
             connection.wire.close()
 
     def _open_or_wait(self) -> Connection:
@@ -123,7 +123,7 @@ class Pool:
             try:
                 while len(self._born) + self._opening >= self._limit:
                     with contextlib.suppress(IndexError):
-                        return self._idle.pop()
+                        return self.idle.pop()
                     if not self._wait(deadline):
                         raise NodeTimeout(f"all {self._limit} connections stayed busy for {self._patience:g} s")
                 self._opening += 1
@@ -145,10 +145,10 @@ class Pool:
                 self._changed.notify_all()
 
     def _take_before(self, epoch: int) -> Connection | None:
-        for connection in list(self._idle):
+        for connection in list(self.idle):
             if connection.epoch <= epoch:
                 try:
-                    self._idle.remove(connection)
+                    self.idle.remove(connection)
                 except ValueError:
                     continue  # another thread was faster
                 return connection
@@ -160,9 +160,9 @@ class Pool:
 
     def forget(self) -> None:
         """Drop what a fork has copied; the parent goes on using those sockets."""
-        for connection in self._idle:
+        for connection in self.idle:
             connection.wire.close()
-        self._idle = deque()
+        self.idle.clear()
         self._born = set()
         self._changed = threading.Condition()
         self._waiting = self._opening = 0

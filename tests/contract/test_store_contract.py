@@ -163,6 +163,38 @@ def test_early_refresh_is_won_once_and_serves_the_others(store: Store, key: byte
     assert store.lease_set(lease, FLAGS, b"newer", 60) == Stored()
 
 
+def test_reader_gives_a_plain_hit_as_bytes_and_everything_else_as_lease_get_does(store: Store, key: bytes) -> None:
+    """The short way of a decorated call answers as lease_get does in every state of an item."""
+    read = store.reader(10, 0, FLAGS)
+    lease = read(key)
+    assert isinstance(lease, Lease)
+    waiting = read(key)
+    assert isinstance(waiting, Wait)
+    assert waiting.token is not None
+    assert lease.token is not None
+    assert waiting.token.cas == lease.token.cas
+    assert store.lease_set(lease, FLAGS, b"", 60) == Stored()
+    assert read(key) == b""
+    other = store.reader(10, 0, FLAGS + 1)(key)
+    assert isinstance(other, Hit)
+    assert (other.value, other.flags) == (b"", FLAGS)
+    early = store.reader(10, AHEAD, FLAGS)
+    refreshing = early(key)
+    assert isinstance(refreshing, Lease)
+    assert refreshing.fresh
+    served = early(key)  # fresh, though somebody refreshes it; a store may take it for a plain hit or not
+    assert (served.value if isinstance(served, Hit) else served) == b""
+    store.invalidate([key], 30)
+    stale = read(key)
+    assert isinstance(stale, Lease)
+    assert (stale.value, stale.fresh) == (b"", False)
+    assert isinstance(read(key), Stale)
+    assert store.lease_set(stale, FLAGS, b"new", 60) == Stored()
+    assert read(key) == b"new"
+    store.invalidate([key])
+    assert isinstance(read(key), Lease)
+
+
 def test_stub_of_a_dead_holder_expires(store: Store, key: bytes) -> None:
     """When a holder never comes back, the lease is won again after lease_for."""
     assert isinstance(store.lease_get(key, 1), Lease)

@@ -177,11 +177,12 @@ def test_memcached_without_cas_is_a_configuration_error() -> None:
 def test_lease_survives_no_fork(memcached: MemcachedServer) -> None:
     """A forked child opens connections of its own and cannot store under the parent's lease."""
     node = MemcachedNode(memcached.address)
+    read = node.reader(10, 0, FLAGS)
     lease = won(node)
     pid = os.fork()
     if pid == 0:
         refused = isinstance(node.lease_set(lease, FLAGS, b"child", 60), Refused)
-        waits = isinstance(node.lease_get(KEY, 10), Wait)
+        waits = isinstance(read(KEY), Wait) and isinstance(node.lease_get(KEY, 10), Wait)
         os._exit(0 if refused and waits else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert node.lease_set(lease, FLAGS, b"parent", 60) == Stored()
