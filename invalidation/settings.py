@@ -2,9 +2,7 @@
 
 import dataclasses
 import difflib
-import importlib
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from typing import Any
 
 from leasecache.errors import ConfigError
 from leasecache.rules import RuleSet
+from leasecache.target import import_attribute
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -137,18 +136,7 @@ def load_rules(settings: RulesSettings, base: Path) -> RuleSet:
 
 def import_rules(target: str) -> RuleSet:
     """Return the rules of the Cache that `target` ("module:attribute") names. Raises ConfigError in one line."""
-    module_name, colon, attribute = target.partition(":")
-    if not colon or not module_name or not attribute:
-        raise ConfigError(f'{target!r} is not "module:attribute", such as "app.caching:cache"')
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # an installed script does not look there, an application usually lives there
-    try:
-        found = importlib.import_module(module_name)
-        for name in attribute.split("."):
-            found = getattr(found, name)
-    except Exception as error:  # the application's own code runs here, and may raise anything
-        fault = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"cannot import {target}: {fault}; run where the application can be imported") from None
+    found = import_attribute(target)
     rules = getattr(found, "rules", None)
     if not isinstance(rules, RuleSet):
         raise ConfigError(f"{target} is a {type(found).__name__}, not a Cache: it has no rules")
