@@ -5,6 +5,7 @@ import datetime
 import importlib
 import inspect
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,9 +159,13 @@ def declare(cache: Cache) -> type:
     return Shop
 
 
+# Python 3.13's classmethod no longer binds what it wraps: only a call still reaches the class, not `.key` and the like.
+unbound_since_313 = pytest.mark.xfail(
+    sys.version_info >= (3, 13), reason="put cached above classmethod", raises=TypeError
+)
 BINDINGS = [
     ("method", "own 1"),
-    ("inner_class", "Shop 1"),
+    pytest.param("inner_class", "Shop 1", marks=unbound_since_313),
     ("outer_class", "Shop 1"),
     ("inner_static", "static 1"),
     ("outer_static", "static 1"),
@@ -187,6 +192,13 @@ def test_bound_to_the_class(cache: Cache, name: str, value: str) -> None:
     assert on_class(1) == on_class(a=1) == value
     assert on_class.key(1) == f"shop:{name}:1".encode()
     assert on_class.get_many([1, 2])[2] == value.replace("1", "2")
+
+
+@pytest.mark.parametrize(("name", "value"), [("inner_class", "Shop 1"), ("outer_class", "Shop 1")])
+def test_class_method_call(cache: Cache, name: str, value: str) -> None:
+    """Whichever decorator is on top, calling a class method works on the class and on an instance."""
+    shop = declare(cache)
+    assert getattr(shop, name)(1) == getattr(shop("own"), name)(a=1) == value
 
 
 def test_unbound_method(cache: Cache) -> None:
