@@ -10,7 +10,7 @@ import typing
 import zlib
 from collections import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,9 @@ _FINGERPRINT = (1 << 24) - 1
 _IDS = {"raw": 1, "str": 2, "msgpack": 3, "json": 4, "pickle": 5, "pydantic": 6}
 _FIX = "annotate it precisely, or pass codec='json' or codec='pickle'"
 RAW_FLAGS = _IDS["raw"] << _CODEC_SHIFT  # values of the low-level API: bytes without a type
+_UNUSED = 3 << 24
+_NAMES = {number: name for name, number in _IDS.items()}
+INFLATED_MAX = 64 * 2**20  # bytes; a kilobyte in the cache must not become a gigabyte in the reader
 
 _OPEN = (Any, dict, list, set, frozenset, tuple, object, abc.Mapping, abc.MutableMapping, abc.Sequence, abc.Collection)
 
@@ -41,7 +44,7 @@ class Codec:
     fingerprint: int
     dump: Callable[[Any], bytes]
     load: Callable[[bytes], Any]
-    compress_over: int | None = None  # bytes of an encoded body above which zlib is tried
+    compress_over: int | None = None  # bytes of an encoded body above which zlib is tried, up to INFLATED_MAX
 
     @functools.cached_property
     def tag(self) -> int:
@@ -57,7 +60,7 @@ class Codec:
             body = self.dump(value)
         except Exception as error:  # it runs code of the value's class, and pickle raises nearly anything
             raise TypeError(str(error)) from error
-        if self.compress_over is not None and len(body) > self.compress_over:
+        if self.compress_over is not None and self.compress_over < len(body) <= INFLATED_MAX:
             packed = zlib.compress(body, 1)
             if len(packed) < len(body):
                 return flags | _COMPRESSED, packed
@@ -71,11 +74,61 @@ class Codec:
         if extra & _NONE:
             return None
         try:
-            return self.load(zlib.decompress(body) if extra else body)
+            return self.load(_inflate(body) if extra else body)
         except Exception as error:
             # Loading runs code of the value's class (__setstate__, validators, __post_init__), and garbage makes
             # parsers raise what they never promised (RecursionError, MemoryError). Whatever it is, it is a miss.
             raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+class Description(NamedTuple):
+    """What the client flags of a stored value tell to those who do not know its type."""
+
+    codec: str  # "foreign" when leasecache did not write it
+    compressed: bool
+    is_none: bool
+
+
+def describe(flags: int) -> Description:
+    """Return what client flags tell."""
+    name = _NAMES.get(flags >> _CODEC_SHIFT)
+    if name is None or flags & _UNUSED:
+        return Description("foreign", False, False)
+    return Description(name, bool(flags & _COMPRESSED), bool(flags & _NONE))
+
+
+def decode_untyped(flags: int, body: bytes) -> Any:
+    """Return a value without knowing its type: bytes, str, or what JSON can hold.
+
+    Raises DecodeError when it cannot be read, or is a pickle: to load one is to run what it says.
+    """
+    codec, compressed, is_none = describe(flags)
+    if codec not in _UNTYPED:
+        reason = "loading a pickle runs code" if codec == "pickle" else "leasecache did not write it"
+        raise DecodeError(f"not read: {reason}")
+    if is_none:
+        return None
+    try:
+        return _UNTYPED[codec](_inflate(body) if compressed else body)
+    except Exception as error:  # as in Codec.decode
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def _inflate(packed: bytes) -> bytes:
+    stream = zlib.decompressobj()
+    body = stream.decompress(packed, INFLATED_MAX + 1)  # at the very end of its room it would not see the stream's end
+    if len(body) > INFLATED_MAX or not stream.eof:
+        raise ValueError(f"cut short, or of more than {INFLATED_MAX} bytes")
+    return body
+
+
+_UNTYPED: dict[str, Callable[[bytes], Any]] = {
+    "raw": bytes,
+    "str": bytes.decode,
+    "msgpack": lambda body: msgspec.to_builtins(msgspec.msgpack.decode(body), str_keys=True),
+    "json": json.loads,
+    "pydantic": json.loads,
+}
 
 
 def make_codec(annotation: Any, *, name: str | None, version: int, compress_over: int | None, where: str) -> Codec:
