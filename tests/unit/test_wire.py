@@ -208,6 +208,26 @@ def test_drip(make: MakeWire, pair: Any) -> None:
         over.set()
 
 
+def test_late_byte(make: MakeWire) -> None:
+    """A byte shortly before the limit does not begin a new one."""
+    over = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        over.wait(0.9)
+        sock.sendall(b"V")
+        over.wait(LONG)
+
+    ours, theirs = connected("unix")
+    with ours, theirs, playing(script, theirs):
+        wire = make(ours, 1.0)
+        began = time.monotonic()
+        with pytest.raises(NodeTimeout):
+            wire.exchange(b"mg\r\n", 1)
+        took = time.monotonic() - began
+        over.set()
+    assert 0.95 < took < 1.7
+
+
 def test_flood(make: MakeWire, pair: Any) -> None:
     """The limit holds against a peer that never pauses, whose bytes are there whenever we look."""
     ours, theirs = pair
