@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
@@ -13,6 +14,7 @@ from leasecache.stores.base import Store
 
 GUARDS = ("none",)
 _DEFAULT_PORT = 11211
+_PASSWORD = re.compile(r"(//[^@/?]*:)[^@/?]*@")  # what another scheme would have; ours take none
 _NODE = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _OPTIONS: dict[str, dict[str, type]] = {
     "memcached": {"timeout": float, "connect_timeout": float, "pool": int},
@@ -35,6 +37,7 @@ class CacheUrl:
 def parse_url(url: str) -> CacheUrl:
     """Parse a cache URL. Raises ConfigError naming the fault and the fix."""
     scheme, _, rest = url.partition("://")  # not urlsplit, which refuses an IPv6 address behind another node
+    url = _PASSWORD.sub(r"\1***@", url)  # what errors show
     if scheme not in _OPTIONS or "://" not in url:
         raise ConfigError(f"cache URL {url!r}: the scheme must be one of {', '.join(f'{s}://' for s in _OPTIONS)}")
     address, _, text = rest.partition("?")

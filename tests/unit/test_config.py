@@ -114,3 +114,12 @@ def test_a_refused_url_changes_nothing() -> None:
     with pytest.raises(ConfigError):
         cache.configure("memory://?namespace=new", guard="maybe")
     assert cache.driver().store.namespace == "old"
+
+
+def test_errors_show_no_password() -> None:
+    """A password in a URL, which no scheme of ours takes, does not come back in the error."""
+    for url in ("redis://app:secret@10.0.0.1:6379/0", "memcached://app:secret@10.0.0.1:11211"):
+        with pytest.raises(ConfigError) as caught:
+            parse_url(url)
+        assert "secret" not in str(caught.value)
+        assert "app:***@10.0.0.1" in str(caught.value)
