@@ -3,7 +3,6 @@
 import difflib
 import math
 import re
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
