@@ -16,11 +16,11 @@ try:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from leasecache.commands import DONE, FOUND, WRONG_USE, AsJson, counting, entries, nodes
 except ModuleNotFoundError as missing:
     print(f"leasecache: the command line needs {missing.name}: pip install 'leasecache[cli]'", file=sys.stderr)  # noqa: T201
     raise SystemExit(2) from None
-
-DONE, FOUND, WRONG_USE = 0, 1, 2
 
 app = typer.Typer(name="leasecache", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Config = Annotated[
@@ -29,7 +29,6 @@ Config = Annotated[
         "--config", help="TOML file; LEASECACHE_<TABLE>_<KEY> in the environment goes over it.", metavar="FILE"
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -145,6 +144,11 @@ def demo(
     from leasecache.lab.demo.tour import run
 
     raise typer.Exit(DONE if run(version=int(postgres), as_json=as_json, keep=keep) else FOUND)
+
+
+for command in (entries.get, entries.peek, entries.invalidate, nodes.stats):
+    app.command()(command)
+app.add_typer(counting.app, name="counters")
 
 
 def _show_findings(findings: "list[Finding]") -> None:

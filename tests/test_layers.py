@@ -32,7 +32,7 @@ LAYERS: dict[str, list[str]] = {
         *(f"invalidation.{name}" for name in ("gate", "dispatch", "follow", "status", "server", "daemon", "launch")),
         "invalidation.__main__",
     ],
-    "8 command line": ["cli", "__main__"],
+    "8 command line": ["cli", "__main__", "commands", "commands.*"],
 }
 BELOW: dict[str, str] = {"0": "", "1": "0", "2": "01", "3": "012", "4": "0123", "5": "01234", "6": "012345"} | {
     "7": "0123456D",
@@ -48,14 +48,15 @@ THIRD_PARTY: dict[str, list[str]] = {
         "counter_sql",
         "counters",
         "graph",
+        "commands.counting",
         "lab.*",
         *(f"invalidation.{n}" for n in ("source", "gate", "ddl", "lint")),
     ],
     "prometheus_client": ["invalidation.status", "invalidation.server", "metrics"],
     "tomli": ["invalidation.settings"],
     "tomllib": ["invalidation.settings"],  # not in the standard library of Python 3.10
-    "typer": ["cli"],
-    "rich": ["cli", "lab.demo*"],
+    "typer": ["cli", "commands", "commands.*"],
+    "rich": ["cli", "commands", "commands.*", "lab.demo*"],
 }
 TYPES_ONLY = {"psycopg": ["invalidation.catalog", "invalidation.ddl"]}  # under TYPE_CHECKING
 IMPURE = {"socket", "select", "ssl", "asyncio", "time", "threading", "random", "secrets", "logging", "subprocess"}

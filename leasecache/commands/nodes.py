@@ -1,0 +1,97 @@
+"""`leasecache stats`: what the nodes of a cache tell about themselves."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leasecache.commands import AsJson, print_table
+
+if TYPE_CHECKING:
+    from leasecache.stores.memcached import MemcachedStore
+
+CacheUrl = Annotated[
+    str,
+    typer.Option(
+        "--cache", metavar="URL", envvar="LEASECACHE_CACHE_URL", help="The application's URL, with its namespace."
+    ),
+]
+
+_FIGURES = ("version", "uptime", "items", "memory", "hits", "misses", "ratio", "evicted", "conns")
+
+
+def open_networked(url: str) -> "MemcachedStore":
+    """Return the store of a cache that other processes reach, too. Raises ConfigError for any other."""
+    from leasecache.config import open_store
+    from leasecache.errors import ConfigError
+    from leasecache.stores.memcached import MemcachedStore
+
+    store = open_store(url)
+    if not isinstance(store, MemcachedStore):
+        scheme = url.partition("://")[0]
+        raise ConfigError(f"{scheme}:// lives inside one process, there is nothing to look at; give a memcached:// URL")
+    return store
+
+
+def stats(cache: CacheUrl, as_json: AsJson = False) -> None:
+    """Print each node's own figures: version, uptime, items, memory, hits, evictions, connections."""
+    from leasecache.errors import NodeError
+
+    figures, failures = [], []
+    for node in open_networked(cache).nodes:
+        try:
+            figures.append({"node": node.name, **_figures(node.stats())})
+        except NodeError as error:
+            failures.append(error)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+    elif figures:
+        _show(figures)
+    if failures:
+        raise failures[0]
+
+
+def _figures(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick from memcached's general-purpose statistics (its doc/protocol.txt)."""
+    hits, misses = told["get_hits"], told["get_misses"]
+    return {
+        "version": told["version"].decode(),
+        "uptime": told["uptime"],  # s
+        "items": told["curr_items"],
+        "bytes": told["bytes"],
+        "limit": told["limit_maxbytes"],  # bytes
+        "hits": hits,
+        "misses": misses,
+        "hit_ratio": hits / (hits + misses) if hits + misses else None,
+        "evictions": told["evictions"],
+        "connections": told["curr_connections"],
+    }
+
+
+def _show(figures: list[dict[str, Any]]) -> None:
+    from rich.table import Column, Table
+
+    table = Table("node", *(Column(name, justify="right", overflow="fold") for name in _FIGURES))
+    for node in figures:
+        table.add_row(*_cells(node))
+    print_table(table)
+
+
+def _cells(node: dict[str, Any]) -> list[str]:
+    from datetime import timedelta
+
+    from rich.filesize import decimal
+
+    return [
+        node["node"],
+        node["version"],
+        str(timedelta(seconds=node["uptime"])),
+        f"{node['items']:,}",
+        f"{decimal(node['bytes'])} of {decimal(node['limit'])}",
+        f"{node['hits']:,}",
+        f"{node['misses']:,}",
+        "-" if node["hit_ratio"] is None else f"{node['hit_ratio']:.1%}",
+        f"{node['evictions']:,}",
+        f"{node['connections']:,}",
+    ]
