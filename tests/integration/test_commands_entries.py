@@ -1,0 +1,275 @@
+"""`leasecache get`, `peek`, `invalidate` and `stats` on a real memcached: what they print, and that leases live on."""
+
+import dataclasses
+import json
+import os
+import pty
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from pymemcache.client.base import Client
+
+from leasecache import Cache, Lease, Stored
+from leasecache.cli import main
+from leasecache.lab import MemcachedServer, free_port
+from tests.fix_daemon import run_to_exit
+
+Run = Callable[..., tuple[int, bytes, str]]
+CLI = ("-m", "leasecache.cli")
+
+
+@dataclasses.dataclass
+class Media:
+    """What the application caches."""
+
+    id: int
+    title: str
+
+
+class Trap:
+    """What a hostile pickle does when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return pytest.fail, ("a pickle was loaded",)
+
+
+class Application:
+    """Functions of every codec, cached in a namespace of their own."""
+
+    def __init__(self, server: MemcachedServer) -> None:
+        self.server, self.namespace = server, f"shop-{uuid.uuid4().hex[:8]}"
+        self.url = f"{server.url}?namespace={self.namespace}"
+        self.cache = Cache.from_url(self.url)
+
+    def key(self, rest: str) -> str:
+        """Return a key of this application."""
+        return f"{self.namespace}:{rest}"
+
+    def store(self, value: object, annotation: Any = None, **policy: Any) -> str:
+        """Cache a value through a decorated function, and return its key."""
+
+        def load(name: int) -> Any:
+            return value
+
+        load.__annotations__["return"] = annotation
+        load.__qualname__ = f"load_{uuid.uuid4().hex}"
+        cached = self.cache.cached(f"{load.__qualname__}:{{name}}", ttl=100, jitter=0, **policy)(load)
+        cached(1)
+        return cached.key(1).decode()
+
+
+@pytest.fixture
+def shop(shared_memcached: MemcachedServer) -> Iterator[Application]:
+    """An application with a cache."""
+    made = Application(shared_memcached)
+    yield made
+    made.cache.close()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    """Run a command line in this process; return exit code, output and errors."""
+
+    def call(*arguments: str) -> tuple[int, bytes, str]:
+        monkeypatch.setattr(sys, "argv", ["leasecache", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfdbinary.readouterr()
+        return int(ended.value.code or 0), out, err.decode()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "policy", "printed", "codec", "in_json"),
+    [
+        (
+            Media(7, "schön"),
+            Media,
+            {},
+            '{"id": 7, "title": "schön"}\n'.encode(),
+            "msgpack",
+            {"id": 7, "title": "schön"},
+        ),
+        ("two\nlines\x1b[0m", str, {}, b"two\nlines\x1b[0m\n", "str", "two\nlines\x1b[0m"),
+        (b"\x00\xff\n", bytes, {}, b"\x00\xff\n", "raw", "AP8K"),
+        (None, Media | None, {}, b"null\n", "msgpack", None),
+        ({"half": "\ud800"}, None, {"codec": "json"}, b'{"half": "\\ud800"}\n', "json", {"half": "\ud800"}),
+        ("a" * 999, str, {"compress_over": 10}, b"a" * 999 + b"\n", "str", "a" * 999),
+    ],
+    ids=["dataclass", "str", "bytes", "None", "json", "compressed"],
+)
+def test_get(
+    shop: Application,
+    run: Run,
+    value: object,
+    annotation: Any,
+    policy: dict[str, Any],
+    printed: bytes,
+    codec: str,
+    in_json: object,
+) -> None:
+    """`get` prints text, JSON or the bytes as they are; --json puts the value beside what is known of it."""
+    key = shop.store(value, annotation, **policy)
+    assert run("get", key, "--cache", shop.url) == (0, printed, "")
+    code, out, err = run("get", key, "--cache", shop.url, "--json")
+    told = json.loads(out)
+    assert (code, err) == (0, "")
+    assert list(told) == ["key", "codec", "size", "expires_in", "value"]
+    assert (told["key"], told["codec"], told["value"]) == (key, codec, in_json)
+    assert 90 <= told["expires_in"] <= 100
+
+
+def test_a_pickle_is_not_loaded(shop: Application, run: Run) -> None:
+    """A pickle is named with its size and is not loaded; the exit code says that there is no value."""
+    key = shop.store(Trap(), codec="pickle")
+    code, out, err = run("get", key, "--cache", shop.url)
+    assert (code, out, err.count("\n")) == (1, b"", 1)
+    assert "(pickle, " in err
+    code, out, err = run("get", key, "--cache", shop.url, "--json")
+    assert (code, json.loads(out)["codec"], json.loads(out)["value"]) == (1, "pickle", None)
+
+
+def test_a_foreign_value(shop: Application, run: Run) -> None:
+    """What somebody else stored is described as foreign, not guessed at."""
+    key = shop.key("foreign")
+    with closing(Client(shop.server.address)) as client:
+        client.set(key, b"\x80\x04.", expire=100, flags=16)
+    code, _, err = run("get", key, "--cache", shop.url)
+    assert (code, "(foreign, 3 bytes)" in err) == (1, True)
+    assert json.loads(run("peek", key, "--cache", shop.url, "--json")[1])["codec"] == "foreign"
+
+
+@pytest.mark.parametrize("command", ["get", "peek"])
+def test_looking_takes_no_lease(shop: Application, run: Run, command: str) -> None:
+    """An absent entry is exit code 1 in one line; a lease on it stays with its holder, and none is handed out."""
+    key = shop.key(command)
+    code, out, err = run(command, key, "--cache", shop.url)
+    assert (code, out, err) == (1, b"", f"leasecache: no value of {key} on {shop.server.address}\n")
+    lease = shop.cache.lease_get(key.encode())
+    assert isinstance(lease, Lease)
+    assert run(command, key, "--cache", shop.url)[0] == 1
+    assert isinstance(shop.cache.lease_set(lease, b"x", 100), Stored)
+    assert run(command, key, "--cache", shop.url)[0] == 0
+
+
+def test_peek(shop: Application, run: Run) -> None:
+    """`peek` tells codec, size as stored, time left, compression and node, as lines or as JSON."""
+    key = shop.store("a" * 999, str, compress_over=10)
+    code, out, err = run("peek", key, "--cache", shop.url, "--json")
+    told = json.loads(out)
+    assert (code, err) == (0, "")
+    assert 90 <= told.pop("expires_in") <= 100
+    assert 0 < told.pop("size") < 100
+    assert told == {"key": key, "codec": "str", "compressed": True, "none": False, "node": shop.server.address}
+    lines = run("peek", key, "--cache", shop.url)[1].decode().splitlines()
+    names = ["key", "codec", "size", "expires in", "compressed", "none", "node"]
+    assert [line.split("  ")[0] for line in lines] == names
+    assert "compressed  yes" in lines
+
+
+def test_invalidate(shop: Application, run: Run) -> None:
+    """`invalidate` drops the value, or leaves it for --stale-for, and voids a lease that is out."""
+    key = shop.store("sunset", str)
+    done = (0, f"invalidated {key} on {shop.server.address}\n".encode(), "")
+    assert run("invalidate", key, "--cache", shop.url, "--stale-for", "20") == done
+    assert 10 <= json.loads(run("get", key, "--cache", shop.url, "--json")[1])["expires_in"] <= 20
+    assert run("invalidate", key, "--cache", shop.url) == done
+    assert run("get", key, "--cache", shop.url)[0] == 1
+    lease = shop.cache.lease_get(key.encode())
+    assert isinstance(lease, Lease)
+    assert run("invalidate", key, "--cache", shop.url) == done
+    assert not isinstance(shop.cache.lease_set(lease, b"old", 100), Stored)
+
+
+@pytest.mark.parametrize("command", ["get", "peek", "invalidate"])
+def test_the_namespace_is_part_of_the_key(shop: Application, run: Run, command: str) -> None:
+    """A key without the namespace of the URL is refused with its right spelling."""
+    code, out, err = run(command, "media:1", "--cache", shop.url)
+    assert (code, out, err.count("\n")) == (2, b"", 1)
+    assert repr(shop.key("media:1")) in err
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a\r\nflush_all", "schön", "a" * 221])
+def test_what_is_no_key(shop: Application, run: Run, key: str) -> None:
+    """What `.key()` never returns is not sent to a server, which may take it for a command."""
+    code, out, err = run("get", key, "--cache", shop.server.url)
+    assert (code, out, err.count("\n"), "is no key" in err) == (2, b"", 1, True)
+
+
+@pytest.mark.parametrize("command", [("get", "x"), ("peek", "x"), ("invalidate", "x"), ("stats",)])
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("memory://", "one process"),
+        ("null://", "one process"),
+        ("gopher://x", "scheme"),
+        (f"memcached://127.0.0.1:{free_port()}", "refused"),
+    ],
+    ids=["memory", "null", "unknown", "unreachable"],
+)
+def test_caches_that_cannot_be_looked_at(run: Run, command: tuple[str, ...], url: str, says: str) -> None:
+    """A cache within a process, and a node that is not there, are one line and exit code 2."""
+    code, out, err = run(*command, "--cache", url)
+    assert (code, out, err.count("\n"), says in err) == (2, b"", 1, True), err
+
+
+def test_stats(memcached: MemcachedServer, run: Run) -> None:
+    """`stats` prints a row for each node."""
+    with closing(Client(memcached.address)) as client:
+        for key in ("a", "a", "a", "b"):
+            client.get(key)
+            client.set("a", b"x")
+    code, out, err = run("stats", "--cache", memcached.url, "--json")
+    assert (code, err) == (0, "")
+    [told] = json.loads(out)
+    figures = {name: told[name] for name in ("node", "items", "hits", "misses", "hit_ratio", "evictions")}
+    assert figures == {
+        "node": memcached.address,
+        "items": 1,
+        "hits": 2,
+        "misses": 2,
+        "hit_ratio": 0.5,
+        "evictions": 0,
+    }
+    assert {*told} - {*figures} == {"version", "uptime", "bytes", "limit", "connections"}
+    code, out, _ = run("stats", "--cache", memcached.url)
+    assert (code, "50.0%" in out.decode(), memcached.address in out.decode()) == (0, True, True)
+
+
+def test_stats_of_a_node_that_is_down(memcached: MemcachedServer, run: Run) -> None:
+    """The nodes that answer are shown before the one that does not is the error."""
+    gone = f"127.0.0.1:{free_port()}"
+    code, out, err = run("stats", "--cache", f"memcached://{gone},{memcached.address}", "--json")
+    assert (code, [node["node"] for node in json.loads(out)]) == (2, [memcached.address])
+    assert (err.count("\n"), gone in err) == (1, True)
+
+
+def on_terminal(*arguments: str) -> str:
+    """Return what a command writes to a terminal."""
+    ours, its = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        with os.fdopen(its, "wb") as output:
+            subprocess.run([sys.executable, *CLI, *arguments], stdout=output, stderr=output, timeout=60, check=True)
+        return screen.read(65536).decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_is_not_given_orders(shop: Application) -> None:
+    """On a terminal, bytes are a repr and control characters of a text are escaped."""
+    text, raw = shop.store("two\nlines\x1b[2J\x9b", str), shop.store(b"\x1b\xff\n", bytes)
+    assert on_terminal("get", text, "--cache", shop.url) == "two\nlines\\x1b[2J\\x9b\n"
+    assert on_terminal("get", raw, "--cache", shop.url) == "b'\\x1b\\xff\\n'\n"
+
+
+def test_exit_codes(shop: Application) -> None:
+    """As a process, too: 0 with a value, 1 without, 2 for wrong use; the URL may come from the environment."""
+    key = shop.store("sunset", str)
+    assert run_to_exit([*CLI, "get", key], LEASECACHE_CACHE_URL=shop.url) == (0, "sunset\n", "")
+    assert run_to_exit([*CLI, "peek", key + "0", "--cache", shop.url])[0] == 1
+    assert run_to_exit([*CLI, "invalidate", "media:1", "--cache", shop.url])[0] == 2
+    assert run_to_exit([*CLI, "invalidate", key, "--cache", shop.url, "--stale-for", "-1"])[0] == 2
