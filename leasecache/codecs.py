@@ -105,7 +105,7 @@ def decode_untyped(flags: int, body: bytes) -> Any:
     codec, compressed, is_none = describe(flags)
     if codec not in _UNTYPED:
         reason = "loading a pickle runs code" if codec == "pickle" else "leasecache did not write it"
-        raise DecodeError(f"not read: {reason}")
+        raise DecodeError(reason)
     if is_none:
         return None
     try:

@@ -228,18 +228,29 @@ def test_stats(memcached: MemcachedServer, run: Run) -> None:
     code, out, err = run("stats", "--cache", memcached.url, "--json")
     assert (code, err) == (0, "")
     [told] = json.loads(out)
-    figures = {name: told[name] for name in ("node", "items", "hits", "misses", "hit_ratio", "evictions")}
+    figures = {name: told[name] for name in ("node", "items", "hits", "misses", "hit_ratio", "sets", "evictions")}
     assert figures == {
         "node": memcached.address,
         "items": 1,
         "hits": 2,
         "misses": 2,
         "hit_ratio": 0.5,
+        "sets": 4,
         "evictions": 0,
     }
     assert {*told} - {*figures} == {"version", "uptime", "bytes", "limit", "connections"}
     code, out, _ = run("stats", "--cache", memcached.url)
     assert (code, "50.0%" in out.decode(), memcached.address in out.decode()) == (0, True, True)
+
+
+def test_stats_of_leases(memcached: MemcachedServer, run: Run) -> None:
+    """A load under a lease is a hit and a set to memcached, as the page of the commands says."""
+    with Cache.from_url(memcached.url) as cache:
+        lease = cache.lease_get(b"k")
+        assert isinstance(lease, Lease)
+        assert isinstance(cache.lease_set(lease, b"x", 100), Stored)
+    [told] = json.loads(run("stats", "--cache", memcached.url, "--json")[1])
+    assert (told["hits"], told["misses"], told["sets"]) == (1, 0, 1)
 
 
 def test_stats_of_a_node_that_is_down(memcached: MemcachedServer, run: Run) -> None:
