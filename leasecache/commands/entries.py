@@ -121,6 +121,7 @@ def _print_value(value: Any) -> None:
 
 def _print_json(value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, default=_base64)
+    text = _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     typer.echo(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, which JSON can escape
 
 

@@ -272,9 +272,14 @@ def on_terminal(*arguments: str) -> str:
 
 def test_a_terminal_is_not_given_orders(shop: Application) -> None:
     """On a terminal, bytes are a repr and control characters of a text are escaped."""
-    text, raw = shop.store("two\nlines\x1b[2J\x9b", str), shop.store(b"\x1b\xff\n", bytes)
+    text, raw, listed = (
+        shop.store("two\nlines\x1b[2J\x9b", str),
+        shop.store(b"\x1b\xff\n", bytes),
+        shop.store(["\x9b2J"], list[str]),
+    )
     assert on_terminal("get", text, "--cache", shop.url) == "two\nlines\\x1b[2J\\x9b\n"
     assert on_terminal("get", raw, "--cache", shop.url) == "b'\\x1b\\xff\\n'\n"
+    assert on_terminal("get", listed, "--cache", shop.url) == '["\\u009b2J"]\n'
 
 
 def test_exit_codes(shop: Application) -> None:
