@@ -33,9 +33,10 @@ class Flight:
         self._done = threading.Event()
 
     def end(self, landed: Landed | None) -> None:
-        """Wake everyone; None means that they must ask again."""
-        self.landed = landed
-        self._done.set()
+        """Wake everyone; None means that they must ask again. What ends it first counts."""
+        if not self._done.is_set():
+            self.landed = landed
+            self._done.set()
 
     def wait(self, seconds: float) -> Landed | None:
         """Wait up to `seconds`; None when the flight brought nothing, or not yet."""

@@ -263,6 +263,39 @@ def test_value_refused_by_an_invalidation_still_answers_its_callers(cache: Cache
     assert loader.calls == 2
 
 
+def test_waiter_that_takes_over_answers_the_other_waiters() -> None:
+    """When a holder elsewhere gives up, one waiter loads for all who wait here, though its store is refused."""
+    loader = Loader()
+    loader.hold()
+    with Cache.from_url("memory://") as cache, ThreadPoolExecutor(10) as pool:
+        get_item = declare(cache, loader, wait_for=10)
+        lease = held(cache, get_item, 1)
+        joined = count_joins(get_item)
+        waiting = [pool.submit(get_item.lookup, 1) for _ in range(10)]
+        wait_until(lambda: len(joined) == 10, 10, "all to wait")
+        cache.release(lease)
+        assert loader.began.wait(10)
+        get_item.invalidate(1)
+        loader.may_end.set()
+        assert {future.result().state for future in waiting} == {"uncached"}
+    assert loader.calls == 1
+
+
+def count_joins(get_item: Any) -> list[bytes]:
+    """Return a list that grows by a key whenever a caller begins to wait for somebody's lease."""
+    flights = get_item._self_core._flights
+    joined: list[bytes] = []
+    join_or_begin = flights.join_or_begin
+
+    def counted(key: bytes, token: Any) -> Any:
+        answer = join_or_begin(key, token)
+        joined.append(key)
+        return answer
+
+    flights.join_or_begin = counted
+    return joined
+
+
 def test_get_many_loads_only_what_is_missing(cache: Cache) -> None:
     """A batch hits what is cached, loads the rest once, and answers in the order asked."""
     loader = Loader()
