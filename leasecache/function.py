@@ -129,14 +129,18 @@ class CachedCore:
             return {argument: self._loading(load, args, others)() for argument, args in calls.items()}
         driver = self._bind().driver
         keys = {argument: self.key(args, {}) for argument, args in calls.items()}
-        answers = driver.store.lease_get_many(list(keys.values()), self.policy.lease_for, self.policy.refresh_ahead)
+        asked = list(dict.fromkeys(keys.values()))
+        answers = driver.store.lease_get_many(asked, self.policy.lease_for, self.policy.refresh_ahead)
         found: dict[Any, Any] = {}
-        won = {a: answers[key] for a, key in keys.items() if isinstance(answers[key], Lease)}
-        with _Unbegun(driver, won.values()) as unbegun:
+        with _Unbegun(driver, [answer for answer in answers.values() if isinstance(answer, Lease)]) as unbegun:
             deadline = time.monotonic() + self.policy.lease_for / 2
-            for argument in (*won, *(a for a in keys if a not in won)):
+            for argument in sorted(keys, key=lambda a: not isinstance(answers[keys[a]], Lease)):  # the won ones first
                 key, loading = keys[argument], self._loading(load, calls[argument], others)
-                answer = answers[key] if time.monotonic() < deadline else self._again(driver, key, unbegun)
+                if time.monotonic() >= deadline:
+                    unbegun.release()
+                    answers.clear()
+                # An answer serves once: a second argument of the same key finds what the first has stored.
+                answer = answers.pop(key, None) or self._ask(driver, key, self.policy.refresh_ahead)
                 unbegun.begin(answer)
                 found[argument] = self._resolve(driver, key, answer, loading)
         return {argument: found[argument] for argument in calls}
@@ -147,10 +151,6 @@ class CachedCore:
         if self._codec is None:
             self._codec = self._make_codec()
         return self._codec
-
-    def _again(self, driver: Driver, key: bytes, unbegun: "_Unbegun") -> Answer | NodeError:
-        unbegun.release()
-        return self._ask(driver, key, self.policy.refresh_ahead)
 
     def _loading(self, load: Loader, args: Args, others: Kwargs) -> Callable[[], Any]:
         positional, named = self.signature.call(args, others)

@@ -332,6 +332,23 @@ def test_get_many_gives_back_what_it_did_not_load(cache: Cache) -> None:
     assert all(isinstance(cache.lease_get(get_item.key(n)), Lease) for n in (1, 2, 3))
 
 
+def test_get_many_of_one_key_under_two_names_loads_once(cache: Cache) -> None:
+    """Arguments that differ only in a default left out are one key: one lease, one load, no wait for oneself."""
+    loader = Loader()
+
+    @cache.cached("page:{n}:{language}", ttl=60)
+    def page(n: int, language: str = "en") -> list[int]:
+        return [int(loader(n))]
+
+    began = time.monotonic()
+    found = page.get_many([(1,), (1, "en"), 1])
+    assert found == {(1,): [1], (1, "en"): [1], 1: [1]}
+    assert found[1] is not found[(1,)] is not found[(1, "en")]
+    assert loader.calls == 1
+    assert time.monotonic() - began < 1.5
+    assert page.lookup(1).state == "fresh"
+
+
 def test_none_is_cached_for_its_own_ttl(cache: Cache) -> None:
     """None is a value like any other, and lives negative_ttl."""
     loader = Loader()
