@@ -3,6 +3,7 @@
 import inspect
 import types
 import typing
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,10 +46,22 @@ class KeySignature:
         return self._bind(self._key_signature, args, kwargs)
 
     def call(self, args: tuple[Any, ...], others: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and keyword arguments of the call whose key parameters are `args`."""
+        """Return the positional and keyword arguments of the call whose key parameters are `args`.
+
+        Raises TypeError when `others` names one of those: it would be loaded, and stored under another value's key.
+        """
+        for name in self._fields:
+            if name in others:
+                shape = ", ".join(self._key_signature.parameters)
+                function = qualified_name(self._fn)
+                raise TypeError(f"{function}: get_many takes {name!r} as part of each argument, such as ({shape})")
         if self._direct:
             return args, others
-        return (), {**self._key_signature.bind(*args).arguments, **others}
+        bound = self._key_signature.bind(*args)
+        call = inspect.BoundArguments(self._signature, OrderedDict(bound.arguments | others))
+        call.apply_defaults()  # drops names that are no parameters; the call itself shall refuse them
+        unknown = {name: value for name, value in others.items() if name not in self._signature.parameters}
+        return call.args, call.kwargs | unknown
 
     def _bind(self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         bound = signature.bind(*args, **kwargs)

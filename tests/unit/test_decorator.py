@@ -538,3 +538,42 @@ def test_postponed_annotations() -> None:
         assert loaded is not hit
         assert postponed.early.key(1) == b"early:1:!"
         assert postponed.Shelf().get(2) == postponed.Shelf().get(2) == postponed.Later(2)
+
+
+def test_get_many_takes_no_key_parameter_by_name(cache: Cache, loads: Loads) -> None:
+    """A key parameter given for the whole batch is refused: it would be stored under the key of another value."""
+
+    @cache.cached("direct:{a}:{b}", ttl=60)
+    def direct(a: int, b: str = "x") -> str:
+        return loads(a, b)
+
+    @cache.cached("other:{a}:{b}", ttl=60, ignore=("session",))
+    def other(a: int, b: str = "x", session: object = None) -> str:
+        return loads(a, b)
+
+    for f in (direct, other):
+        with pytest.raises(TypeError, match=r"get_many takes 'b' as part of each argument, such as \(a, b\)"):
+            f.get_many([1], b="y")
+        with pytest.raises(TypeError, match=r"get_many takes 'a' as part of each argument"):
+            f.get_many([1], a=2)
+    assert loads.calls == []
+
+
+def test_get_many_with_positional_only_parameters(cache: Cache, loads: Loads) -> None:
+    """Parameters that cannot be named in a call reach it by position, in a batch too."""
+
+    @cache.cached("f:{b}:{a}", ttl=60, ignore=("session", "more"))
+    def f(a: int, session: object = None, b: int = 0, /, more: object = None) -> str:
+        return loads(a, session, b, more)
+
+    @cache.cached("g:{a}", ttl=60, ignore=("session",))
+    def g(a: int, /, session: object) -> str:
+        return loads(a, session)
+
+    assert f.get_many([(1, 2)]) == {(1, 2): "1: (1, None, 2, None)"}
+    assert g.get_many([1], session="s") == {1: "2: (1, 's')"}
+    assert (f(1, None, 2), g(1, "t")) == ("1: (1, None, 2, None)", "2: (1, 's')")
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'session'"):
+        g.get_many([2])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sesion'"):
+        g.get_many([2], sesion=1)
