@@ -91,6 +91,7 @@ class MemcachedNode:
         """Store under the lease, over a connection older than it. Raises NodeError."""
         if lease.token is None:
             return Refused("the server had no room for a lease, or holds somebody else's value")
+        request = meta.lease_set(lease.key, lease.token.cas, flags, body, meta.exptime(ttl, time.time()))
         connection = self._pool.acquire_before(lease.token.epoch)
         if connection is None:
             return Refused("every connection from before the lease is gone, the server may have restarted")
@@ -98,7 +99,6 @@ class MemcachedNode:
             self._pool.release(connection)
             self.release(lease)
             return Refused(f"larger than the server's item_size_max of {connection.item_size_max} bytes")
-        request = meta.lease_set(lease.key, lease.token.cas, flags, body, meta.exptime(ttl, time.time()))
         return self._over(connection, request, 1, meta.read_outcome, None)
 
     def release(self, lease: Lease) -> None:

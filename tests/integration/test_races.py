@@ -168,6 +168,17 @@ def test_value_over_item_size_max_is_refused_and_the_lease_given_back(node: Memc
     assert isinstance(node.lease_get(KEY, 10), Lease)
 
 
+def test_value_that_is_not_bytes_costs_no_connection(memcached: MemcachedServer) -> None:
+    """A lease-set that cannot be written is refused before it takes a connection out of the pool."""
+    node = MemcachedNode(memcached.address, pool=2)
+    for _ in range(3):
+        with pytest.raises(TypeError):
+            node.lease_set(won(node), FLAGS, "text", 60)  # type: ignore[arg-type]
+        node.invalidate([KEY])
+    assert isinstance(node.lease_get(KEY, 10), Lease)
+    node.close()
+
+
 def test_memcached_without_cas_is_a_configuration_error() -> None:
     """A server started with -C would refuse every store; the error names the flag."""
     with MemcachedServer("-C") as server, pytest.raises(ConfigError, match="runs with -C"):
