@@ -14,6 +14,7 @@ from leasecache.decorator import CachedFunction, decorate, plain
 from leasecache.driver import Driver
 from leasecache.errors import ConfigError, DefinitionError
 from leasecache.function import CachedCore
+from leasecache.keys import check_key
 from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.policy import Policy
 from leasecache.rules import Row, RuleSet
@@ -146,10 +147,13 @@ class Cache:
 
     def lease_get(self, key: bytes, *, lease_for: float = 10) -> Answer:
         """Return Hit, Stale, Wait or Lease for a key from `.key()`; a lease lives `lease_for` s. Raises NodeError."""
+        check_key(key)
         return self.driver().store.lease_get(key, lease_for)
 
     def lease_set(self, lease: Lease, value: bytes, ttl: float) -> Stored | Refused:
         """Store `value` for `ttl` s under a lease that is still good. Raises NodeError."""
+        if not isinstance(value, bytes):
+            raise TypeError(f"a value is bytes, not {type(value).__name__}")
         return self.driver().store.lease_set(lease, RAW_FLAGS, value, ttl)
 
     def release(self, lease: Lease) -> None:
@@ -161,6 +165,8 @@ class Cache:
 
         Raises NodeError when a node did not acknowledge; repeating is safe.
         """
+        for key in keys:
+            check_key(key)
         self.driver().store.invalidate(keys, stale_for)
 
     def close(self) -> None:

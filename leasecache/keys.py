@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import re
 import string
 import types
 import typing
@@ -34,6 +35,7 @@ _TYPES: dict[type, str] = {
     datetime.date: "date",
     bytes: "bytes",
 }
+_KEY = re.compile(rb"[!-~]{1,250}").fullmatch  # what memcached takes; rendered keys are shorter
 _FIXES = {
     float: "two floats that print alike differ; use int or str",
     datetime.datetime: "its text depends on the time zone; use date, int or str",
@@ -116,6 +118,14 @@ def key_prefix(namespace: str | None) -> bytes:
     if not namespace or not set(namespace) <= _ALNUM | set("._-"):
         raise ConfigError(f"namespace {namespace!r} must be letters, digits, '.', '_' or '-'")
     return namespace.encode() + b":"
+
+
+def check_key(key: object) -> None:
+    """Refuse what cannot be a key on the wire, where it could end a command and begin another."""
+    if not isinstance(key, bytes):
+        raise TypeError(f"a cache key is 1 to 250 bytes of visible ASCII, not {type(key).__name__}; see .key()")
+    if not _KEY(key):
+        raise ValueError(f"a cache key is 1 to 250 bytes of visible ASCII, not {key[:80]!r}; see .key()")
 
 
 def field_type(annotation: Any, where: str) -> FieldType:

@@ -14,7 +14,7 @@ import pytest
 
 from leasecache import Cache, ConfigError, LeaseTimeout, NodeError, UnguardedWarning, row
 from leasecache.lab import MemcachedServer, TcpProxy, wait_until
-from leasecache.lease import Lease
+from leasecache.lease import Lease, Stored
 
 
 @pytest.fixture(params=["memory", "memcached"])
@@ -554,6 +554,29 @@ def test_depends_on_without_a_guard_warns_once(memcached: MemcachedServer) -> No
         cache.cached("media:{row_id}", ttl=60, depends_on=row("media", row_id="id"))(get_media)
     cache.cached("user:{row_id}", ttl=60, depends_on=row("users", row_id="id"))(get_user)  # a warning would fail here
     assert [rule.table for rule in cache.rules.rules] == ["media", "users"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [b"", b"a b", b"a\r\nmg b v", b"a\x7f", b"\xc3\xa4", b"k" * 251, "text", None],
+    ids=lambda key: repr(key)[:12],
+)
+def test_low_level_takes_only_keys(cache: Cache, key: Any) -> None:
+    """What is no key is refused before it reaches the wire, where it could end a command and begin another."""
+    for verb in (cache.lease_get, cache.invalidate):
+        with pytest.raises((TypeError, ValueError), match=r"a cache key is 1 to 250 bytes of visible ASCII"):
+            verb(key)
+    assert isinstance(cache.lease_get(b"k" * 250), Lease)
+
+
+def test_low_level_takes_only_bytes(cache: Cache) -> None:
+    """A value of the low-level API is bytes in every store."""
+    lease = cache.lease_get(b"key")
+    assert isinstance(lease, Lease)
+    for value in ("text", bytearray(b"shared"), None):
+        with pytest.raises(TypeError, match="a value is bytes, not"):
+            cache.lease_set(lease, value, 60)  # type: ignore[arg-type]
+    assert cache.lease_set(lease, b"value", 60) == Stored()
 
 
 def test_null_cache_always_loads() -> None:
