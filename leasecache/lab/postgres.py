@@ -171,9 +171,16 @@ class PostgresServer(Server):
 
     def drop_logical_slots(self, dbname: str = DATABASE) -> None:
         """Drop the logical slots of one database on this node, together with the sessions that stream from them."""
+        wait_until(lambda: self._dropped_slots(dbname), WITHIN, f"end of the slots of {dbname} on {self.name}")
+
+    def _dropped_slots(self, dbname: str) -> bool:
         slots = "from pg_replication_slots where database = %s"
         self.query(f"select pg_terminate_backend(active_pid, 5000) {slots} and active", dbname, dbname="postgres")
-        self.query(f"select pg_drop_replication_slot(slot_name) {slots}", dbname, dbname="postgres")
+        try:
+            self.query(f"select pg_drop_replication_slot(slot_name) {slots}", dbname, dbname="postgres")
+        except psycopg.errors.ObjectInUse:  # whoever streamed from it was back already
+            return False
+        return True
 
     def _logged_snapshot(self, created: Future[Any]) -> bool:
         if not created.done() and self.upstream is not None:
