@@ -51,7 +51,7 @@ class Cache:
         self._bypassed: ContextVar[bool] = ContextVar("leasecache_bypass", default=False)
         self._driver: Driver | None = None
         self._warn_unguarded = False
-        self._functions: dict[str, CachedCore] = {}
+        self._functions: list[CachedCore] = []
 
     @classmethod
     def from_url(
@@ -111,7 +111,7 @@ class Cache:
     @property
     def rules(self) -> RuleSet:
         """The invalidation rules of all functions with `depends_on`, for the daemon."""
-        rules = tuple(rule for core in self._functions.values() for rule in core.rules)
+        rules = tuple(rule for core in self._functions for rule in core.rules)
         return RuleSet(namespace=self._driver.store.namespace if self._driver else None, rules=rules)
 
     @contextlib.contextmanager
@@ -181,17 +181,19 @@ class Cache:
         self.close()
 
     def _register(self, core: CachedCore) -> None:
-        for other in self._functions.values():
-            if other.name != core.name and other.template.overlaps(core.template):
+        overlapping = [other for other in self._functions if other.template.overlaps(core.template)]
+        for other in overlapping:
+            if other.name != core.name:
                 raise DefinitionError(
                     f"{core.name}: template {core.template.text!r} can render a key of {other.name} "
                     f"({other.template.text!r}); give one of them another prefix"
                 )
-        self._functions[core.name] = core
+        # Of the same name and template: defined again. Of the same name alone: another product of one factory.
+        self._functions = [other for other in self._functions if other not in overlapping] + [core]
         self._warn_once()
 
     def _warn_once(self) -> None:
-        if self._warn_unguarded and any(core.rules for core in self._functions.values()):
+        if self._warn_unguarded and any(core.rules for core in self._functions):
             self._warn_unguarded = False
             warnings.warn(
                 "depends_on without a guard: if an invalidation is lost, a value can be wrong until its ttl is over; "

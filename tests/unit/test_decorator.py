@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from leasecache import Cache, ConfigError, DefinitionError, Policy
+from leasecache import Cache, ConfigError, DefinitionError, Policy, row
 from tests.unit import postponed
 
 
@@ -306,6 +306,21 @@ def test_redefinition(cache: Cache, redefine: str, loads: Loads) -> None:
     new = define("f:{a}" if redefine == "same" else "g:{a}")
     assert new(1) == "1: (1,)"
     assert old(1) == ("1: (1,)" if redefine == "same" else "2: (1,)")
+
+
+def test_functions_of_one_factory_keep_their_rules(cache: Cache) -> None:
+    """Functions of the same qualified name on templates of their own are all followed by the daemon."""
+
+    def declare(table: str) -> Any:
+        @cache.cached(table + ":{a}", ttl=60, depends_on=row(table, a="id"))
+        def f(a: int) -> int:
+            return a
+
+        return f
+
+    for table in ("users", "media", "users"):
+        declare(table)
+    assert [rule.table for rule in cache.rules.rules] == ["media", "users"]
 
 
 def test_reloaded_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
