@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from leasecache.errors import ConfigError
+from leasecache.errors import ConfigError, LeasecacheError
 
 
 def import_attribute(target: str) -> Any:
@@ -19,7 +19,11 @@ def import_attribute(target: str) -> Any:
         found = importlib.import_module(module_name)
         for name in attribute.split("."):
             found = getattr(found, name)
+    except LeasecacheError as error:  # a declaration of the application that we refuse, with its fix
+        raise ConfigError(f"cannot import {target}: {error}") from None
+    except ImportError as error:
+        raise ConfigError(f"cannot import {target}: {error}; run where the application can be imported") from None
     except Exception as error:  # the application's own code runs here, and may raise anything
         fault = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"cannot import {target}: {fault}; run where the application can be imported") from None
+        raise ConfigError(f"cannot import {target}: {fault}") from None
     return found

@@ -35,6 +35,30 @@ def test_rules(tmp_path: Path) -> None:
     assert (only["template"], only["table"], only["fields"]) == ("media:{media_id}", "public.media", {"media_id": "id"})
 
 
+REFUSED = """
+from leasecache import Cache, row
+cache = Cache()
+@cache.cached("price:{amount}", ttl=60, depends_on=row("prices", amount="amount"))
+def get_price(amount: float) -> str: ...
+"""
+
+
+@pytest.mark.parametrize("command", ["daemon", "check", "setup"])
+def test_a_key_field_of_type_float(command: str, tmp_path: Path) -> None:
+    """An application whose key no daemon could render is refused in one line that names function, field and fix."""
+    (tmp_path / "refused_application.py").write_text(REFUSED)
+    (tmp_path / "leasecache.toml").write_text(
+        '[source]\ndsn = "postgresql://127.0.0.1:1/app"\nslot = "s"\npublication = "p"\n'
+        '[cache]\nurl = "memcached://127.0.0.1:1"\n[rules]\nimport = ["refused_application:cache"]\n'
+    )
+    code, out, err = run_to_exit(
+        [*CLI, command, "--config", str(tmp_path / "leasecache.toml")], PYTHONPATH=str(tmp_path)
+    )
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "refused_application.get_price: parameter 'amount' cannot be a key field as float" in err
+    assert err.endswith("use int or str\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
