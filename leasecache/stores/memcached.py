@@ -13,6 +13,7 @@ from pymemcache.exceptions import MemcacheError
 from leasecache import _accel, _pure
 from leasecache._accel import Reply, Wire
 from leasecache.errors import ConfigError, NodeError, NodeTimeout, ProtocolError
+from leasecache.fork import forget_after_fork
 from leasecache.lease import Answer, Hit, Lease, Refused, Stored
 from leasecache.stores import meta, ring
 from leasecache.stores.base import Reader
@@ -256,9 +257,14 @@ class _Probe:
     """Fails fast while a node is down, and lets a caller probe it after a back-off."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self.delay = 0.0  # s between two probes, 0 = up
         self._until = 0.0
+        self.forget()
+        forget_after_fork(self)
+
+    def forget(self) -> None:
+        """Renew the lock, which another thread may have held when the process forked."""
+        self._lock = threading.Lock()
 
     def check(self, name: str) -> None:
         """Raise NodeError while the node is left alone; the caller that finds the time over probes it."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leasecache.errors import NodeError
+from leasecache.fork import forget_after_fork
 from leasecache.lease import Answer, Decision, Hit, Lease, Refused, Stale, Stored, Token, Wait, decide
 from leasecache.stores.base import Reader
 
@@ -38,10 +39,15 @@ class MemoryStore:
         self.nodes = (self,)
         self._capacity = capacity
         self._clock = clock or (lambda: time.monotonic())
+        self._cas = 0
+        self.forget()
+        forget_after_fork(self)
+
+    def forget(self) -> None:
+        """Start anew, CAS numbers apart: a fork may come amid a change, and copies leases that nobody holds."""
         self._lock = threading.Lock()
         self._items: OrderedDict[bytes, _Item] = OrderedDict()
         self._size = 0
-        self._cas = 0
 
     def node_for(self, key: bytes) -> "MemoryStore":
         """Return this store."""

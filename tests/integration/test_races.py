@@ -2,10 +2,12 @@
 
 import os
 import random
+import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -198,6 +200,45 @@ def test_lease_survives_no_fork(memcached: MemcachedServer) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert node.lease_set(lease, FLAGS, b"parent", 60) == Stored()
     node.close()
+
+
+def forked(work: Callable[[], object]) -> bool:
+    """Tell whether `work` ends well in a forked child within some seconds."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)
+        try:
+            work()
+        finally:
+            os._exit(1 if sys.exc_info()[0] else 0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_fork_while_another_thread_uses_the_memory_store() -> None:
+    """A child does not inherit a lock that nobody there would release, nor leases that nobody there holds."""
+    with Cache.from_url("memory://") as cache:
+
+        @cache.cached("row:{row_id}", ttl=60, wait_for=60)
+        def get_row(row_id: int) -> int:
+            return row_id
+
+        cache.lease_get(get_row.key(1))  # by a thread that is not there after the fork
+        with cache.driver().store._lock:  # type: ignore[attr-defined]
+            assert forked(lambda: get_row(1))
+
+
+def test_fork_while_another_thread_marks_the_node_down() -> None:
+    """A child can mark a node down though the parent was doing it when it forked."""
+
+    def fail(node: MemcachedNode) -> None:
+        with pytest.raises(NodeError):
+            node.lease_get(KEY, 10)
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        node = MemcachedNode(f"127.0.0.1:{closed.getsockname()[1]}")
+        with node._down._lock:
+            assert forked(lambda: fail(node))
 
 
 def test_cut_connection_loses_the_lease_not_the_safety(memcached: MemcachedServer) -> None:
