@@ -1,6 +1,7 @@
 """Background refresh: a lazy pool of daemon threads that survives a fork and keeps context variables."""
 
 import contextvars
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any, Protocol, TypeAlias
 from leasecache.fork import forget_after_fork
 
 WORKERS = 4
+
+log = logging.getLogger("leasecache")
 
 Job = tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...]]
 Jobs: TypeAlias = "queue.SimpleQueue[Job]"
@@ -36,10 +39,9 @@ class Background:
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> None:
         """Run `fn(*args)` in a worker, under a copy of the caller's context variables."""
         jobs, number = self._enlist()
-        jobs.put((contextvars.copy_context(), fn, args))
         if number:  # outside the lock: under gevent, start() lets other greenlets run
-            name = f"leasecache-refresh-{number}"
-            threading.Thread(target=self._work, args=(jobs,), name=name, daemon=True).start()
+            self._start(jobs, number)
+        jobs.put((contextvars.copy_context(), fn, args))
 
     def _enlist(self) -> tuple[Jobs, int]:
         """Return the queue, and the number of a worker that the caller has to start, or 0."""
@@ -51,11 +53,23 @@ class Background:
             self._started += 1
             return self._jobs, self._started
 
+    def _start(self, jobs: Jobs, number: int) -> None:
+        name = f"leasecache-refresh-{number}"
+        try:
+            threading.Thread(target=self._work, args=(jobs,), name=name, daemon=True).start()
+        except RuntimeError:  # no more threads, or the interpreter shuts down
+            with self._lock:
+                self._started -= 1
+            raise
+
     @staticmethod
     def _work(jobs: Jobs) -> None:
         while True:
             context, fn, args = jobs.get()
-            context.run(fn, *args)
+            try:
+                context.run(fn, *args)
+            except BaseException as error:  # a loader that calls sys.exit(): the worker is there for others
+                log.warning("background refresh ended by %s", type(error).__name__, exc_info=error)
             del context, fn, args  # a loader's arguments do not outlive its run
 
 

@@ -67,7 +67,11 @@ class Driver:
 
     def _spawn(self, request: Spawn, task: Task) -> None:
         executor = INLINE if task.inline else self._background
-        executor.submit(self._refresh, task, request.lease, time.monotonic())
+        try:
+            executor.submit(self._refresh, task, request.lease, time.monotonic())
+        except Exception as error:  # shut down, or out of threads: the caller has its value
+            log.warning("no background refresh of %s: %s", task.key.decode(), error, exc_info=error)
+            self.release(request.lease)
 
     def _refresh(self, task: Task, lease: Lease, asked: float) -> None:
         if time.monotonic() - asked > task.policy.lease_for / 2:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -162,6 +163,36 @@ def test_refresh_with_ignored_arguments_runs_in_the_winner(cache: Cache) -> None
     page.invalidate(1)
     assert page.lookup(1, object()).state == "stale"
     assert threads == [threading.current_thread()] * 2
+
+
+def test_background_outlives_loaders_that_exit(cache: Cache) -> None:
+    """A loader that calls sys.exit() ends its own refresh and no other one, however often."""
+    leave = [True]
+
+    @cache.cached("page:{n}", ttl=60, stale_for=30)
+    def page(n: int) -> int:
+        if leave[0] and threading.current_thread() is not threading.main_thread():
+            sys.exit(1)
+        return n
+
+    for n in range(8):
+        page(n)
+        page.invalidate(n)
+        assert page.lookup(n).state == "stale"
+    leave[0] = False
+    wait_until(lambda: {page.lookup(n).state for n in range(8)} == {"fresh"}, 10, "the refreshes to be stored")
+
+
+def test_executor_that_refuses_does_not_cost_the_value_in_hand() -> None:
+    """When no refresh can be begun, as at shutdown, the stale value is served and its lease given back."""
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with Cache.from_url("memory://", background=executor) as cache:
+        get_item = declare(cache, Loader(), stale_for=30)
+        get_item(1)
+        get_item.invalidate(1)
+        assert [get_item.lookup(1).state for _ in range(2)] == ["stale"] * 2
+        assert isinstance(cache.lease_get(get_item.key(1)), Lease)
 
 
 def test_refresh_ahead_serves_the_value_and_renews_it(cache: Cache) -> None:
