@@ -1,7 +1,6 @@
 """Leases on memcached: one `MemcachedNode` per server, and the store that routes keys to them."""
 
 import socket
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,16 +12,15 @@ from pymemcache.exceptions import MemcacheError
 from leasecache import _accel, _pure
 from leasecache._accel import Reply, Wire
 from leasecache.errors import ConfigError, NodeError, NodeTimeout, ProtocolError
-from leasecache.fork import forget_after_fork
 from leasecache.lease import Answer, Hit, Lease, Refused, Stored
 from leasecache.stores import meta, ring
 from leasecache.stores.base import Reader
 from leasecache.stores.pool import EPOCH, Connection, Pool
+from leasecache.stores.probe import Probe
 
 LEAST_VERSION = (1, 6, 13)  # md C and ms c behave since then
 CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
 QUIET = -1  # instead of a number of replies: as many as come before MN
-PROBE_FIRST, PROBE_MOST = 0.1, 5.0  # s a failed node is left alone, doubling
 
 Address = tuple[str, int] | str
 T = TypeVar("T")
@@ -40,7 +38,7 @@ class MemcachedNode:
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._pool = Pool(self._connect, pool, patience=timeout)
-        self._down = _Probe()
+        self._down = Probe()
 
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
@@ -146,7 +144,7 @@ class MemcachedNode:
 
     def _exchange(self, request: bytes, count: int, read: Read[C, T], context: C) -> T:
         """Send and receive over any connection, and read the replies."""
-        self._down.check(self.name)
+        self._down.check(f"memcached {self.name}")
         connection = self._acquire()
         try:
             result = self._over(connection, request, count, read, context)
@@ -251,37 +249,6 @@ class _Admin:
             raise NodeTimeout(f"memcached {self._name}: no answer in time") from error
         if isinstance(error, (OSError, MemcacheError)) and not isinstance(error, NodeError):
             raise NodeError(f"memcached {self._name}: {error or type(error).__name__}") from error
-
-
-class _Probe:
-    """Fails fast while a node is down, and lets a caller probe it after a back-off."""
-
-    def __init__(self) -> None:
-        self.delay = 0.0  # s between two probes, 0 = up
-        self._until = 0.0
-        self.forget()
-        forget_after_fork(self)
-
-    def forget(self) -> None:
-        """Renew the lock, which another thread may have held when the process forked."""
-        self._lock = threading.Lock()
-
-    def check(self, name: str) -> None:
-        """Raise NodeError while the node is left alone; the caller that finds the time over probes it."""
-        if self.delay and time.monotonic() < self._until:
-            raise NodeError(f"memcached {name} is marked down after a failure; it is probed every {self.delay:g} s")
-
-    def failed(self) -> None:
-        """Leave the node alone, twice as long as last time."""
-        with self._lock:
-            if time.monotonic() >= self._until:  # failures of the same moment count once
-                self.delay = min(self.delay * 2 or PROBE_FIRST, PROBE_MOST)
-                self._until = time.monotonic() + self.delay
-
-    def answered(self) -> None:
-        """Believe that the node is up."""
-        if self.delay:
-            self.delay = self._until = 0.0
 
 
 class MemcachedStore:

@@ -521,6 +521,27 @@ def test_paused_cache_costs_a_bounded_time_and_few_loads(memcached: MemcachedSer
         wait_until(lambda: get_item.lookup(1).state == "fresh", 15, "the node to be used again")
 
 
+def test_one_caller_probes_a_node_that_is_down(memcached: MemcachedServer) -> None:
+    """When the back-off is over, one caller pays the time limit to probe; the others go on failing fast."""
+    with Cache.from_url(f"{memcached.url}?timeout=0.6&connect_timeout=0.6") as cache:
+        get_item = declare(cache, Loader())
+        get_item(1)
+        memcached.pause()
+        get_item(1)
+        time.sleep(0.15)  # the first back-off is over
+
+        def timed(item_id: int) -> float:
+            began = time.monotonic()
+            assert get_item(item_id) == item_id
+            return time.monotonic() - began
+
+        with ThreadPoolExecutor(20) as pool:
+            took = list(pool.map(timed, range(20)))
+        memcached.resume()
+        assert sum(seconds > 0.5 for seconds in took) == 1
+        wait_until(lambda: get_item.lookup(1).state == "fresh", 15, "the node to be used again")
+
+
 def test_restarted_cache_is_used_again(memcached: MemcachedServer) -> None:
     """After a restart the first calls find their connections dead, and the application does not notice."""
     loader = Loader()
