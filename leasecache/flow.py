@@ -159,6 +159,8 @@ def renew(task: Task, answer: Answer | NodeError) -> Flow:
         yield Sleep(pause)
         answer = yield Get(AHEAD_ALWAYS)
         pause = min(pause * POLL_GROWTH, POLL_MOST)
+    if isinstance(answer, Hit):  # whoever refreshes it may have failed; its CAS admits a store as a lease does
+        answer = Lease(task.key, answer.token, answer.value, True, answer.flags, answer.expires_in)
     if isinstance(answer, Lease):
         return (yield from refresh(task, answer))
     return (yield from load_unleased(task))

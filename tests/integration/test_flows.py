@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from leasecache import Cache, ConfigError, LeaseTimeout, NodeError, UnguardedWarning, row
+from leasecache.flow import AHEAD_ALWAYS
 from leasecache.lab import MemcachedServer, TcpProxy, wait_until
 from leasecache.lease import Lease, Stored
 
@@ -216,6 +217,41 @@ def test_refresh_loads_though_the_value_is_fresh(cache: Cache) -> None:
         loader.may_end.set()
         assert refreshed.result() == 1
     assert loader.calls == 2
+
+
+def test_refresh_stores_after_one_that_failed(cache: Cache) -> None:
+    """A refresh whose loader raised keeps the win of a fresh value until its ttl; a later one stores all the same."""
+    loader = Loader()
+    versions = iter(range(1, 10))
+
+    @cache.cached("page:{n}", ttl=60, wait_for=0.2)
+    def page(n: int) -> int:
+        return int(loader(next(versions)))
+
+    assert page(1) == 1
+    loader.fault = ValueError("database down")
+    with pytest.raises(ValueError, match="database down"):
+        page.refresh(1)
+    assert page(1) == 1
+    loader.fault = None
+    assert page.refresh(1) == 3
+    assert page.lookup(1).value == 3
+
+
+def test_refresh_of_a_taken_value_is_refused_when_invalidated_meanwhile(cache: Cache) -> None:
+    """A refresh that goes by the version it saw does not store what it loaded before an invalidation."""
+    loader = Loader()
+    get_item = declare(cache, loader, wait_for=0)
+    get_item(1)
+    assert cache.driver().store.lease_get(get_item.key(1), 10, AHEAD_ALWAYS).fresh  # type: ignore[union-attr]
+    loader.hold()
+    with ThreadPoolExecutor(1) as pool:
+        refreshed = pool.submit(get_item.refresh, 1)
+        assert loader.began.wait(10)
+        get_item.invalidate(1)
+        loader.may_end.set()
+        assert refreshed.result() == 1
+    assert get_item.peek(1) is None
 
 
 def held(cache: Cache, get_item: Any, *args: Any) -> Lease:
