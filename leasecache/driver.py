@@ -44,6 +44,8 @@ class Driver:
                     request = flow.send(result)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
+        finally:
+            flow.close()  # a signal between two requests, which the flow has not seen: what it began must end
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; when its node is gone, it runs out by itself."""

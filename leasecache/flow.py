@@ -290,6 +290,8 @@ def _load(task: Task, lease: Lease, flight: Flight) -> Flow:
         try:
             value = yield Load()
             flags, body = _encode(task, value)
+        except GeneratorExit:  # an abandoned flow may not ask for anything more; the lease runs out by itself
+            raise
         except BaseException:
             yield Release(lease)
             raise

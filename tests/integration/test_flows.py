@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from leasecache import Cache, ConfigError, LeaseTimeout, NodeError, UnguardedWarning, row
-from leasecache.flow import AHEAD_ALWAYS
+from leasecache.flow import AHEAD_ALWAYS, Load, Sleep, Task, refresh
 from leasecache.lab import MemcachedServer, TcpProxy, wait_until
 from leasecache.lease import Lease, Stored
 
@@ -604,6 +604,58 @@ def test_connection_cut_in_an_answer_is_a_load(memcached: MemcachedServer) -> No
             assert call.result(20) == 1
         proxy.flow("replies")
         wait_until(lambda: get_item.lookup(1).state == "fresh", 15, "the connection to be made again")
+
+
+def test_interrupted_driver_closes_its_flow() -> None:
+    """An interrupt between two requests, which the flow does not see, still ends what the flow has begun."""
+    ended = []
+
+    def flow() -> Any:
+        try:
+            yield Sleep(0)
+        finally:
+            ended.append(True)
+
+    class Interrupting:
+        """A flow during whose second step a signal arrives."""
+
+        def __init__(self) -> None:
+            self.inner = flow()
+
+        def __next__(self) -> Any:
+            return next(self.inner)
+
+        def send(self, result: Any) -> Any:
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            self.inner.close()
+
+    with Cache.from_url("memory://") as cache, pytest.raises(KeyboardInterrupt):
+        cache.driver().run(Interrupting(), None)  # type: ignore[arg-type]
+    assert ended == [True]
+
+
+def test_abandoned_flow_ends_its_flight() -> None:
+    """A load that is given up from outside asks for nothing more, and nobody waits for it."""
+    with Cache.from_url("memory://") as cache:
+        core = declare(cache, Loader())._self_core
+        lease = cache.lease_get(b"item:1")
+        assert isinstance(lease, Lease)
+        task = Task(
+            name="get_item",
+            key=b"item:1",
+            policy=core.policy,
+            codec=core.codec,
+            load=lambda: 1,
+            load_time=core._load_time,
+            flights=core._flights,
+            permits=core._permits,
+        )
+        flow = refresh(task, lease)
+        assert next(flow) == Load()
+        flow.close()
+        assert not core._flights._by_key
 
 
 def test_unencodable_value_names_the_function(cache: Cache) -> None:
