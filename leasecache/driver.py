@@ -9,6 +9,7 @@ from leasecache.background import INLINE, Executor
 from leasecache.errors import NodeError
 from leasecache.flow import Fill, Get, Join, Load, Release, Request, Sleep, Spawn, Task, refresh
 from leasecache.lease import Lease, Refused
+from leasecache.singleflight import Flights, Permits
 from leasecache.stores.base import Store
 
 log = logging.getLogger("leasecache")
@@ -20,6 +21,8 @@ class Driver:
 
     def __init__(self, store: Store, background: Executor) -> None:
         self.store = store
+        self.flights = Flights()  # of this store: the tokens of two stores can be alike
+        self.permits = Permits()
         self._background = background
         self._perform: dict[type[Any], Callable[[Any, Task], Any]] = {
             Get: self._get,

@@ -13,7 +13,6 @@ from leasecache.lease import Answer, Hit, Lease
 from leasecache.policy import Policy
 from leasecache.rules import Row, Rule, split_table
 from leasecache.signature import KeySignature, qualified_name, resolve
-from leasecache.singleflight import Flights, Permits
 from leasecache.stores.base import Reader
 
 Loader = Callable[..., Any]
@@ -57,8 +56,6 @@ class CachedCore:
         self._bound: _Bound | None = None
         self._codec = self._early_codec()
         self._load_time = LoadTime()
-        self._flights = Flights()
-        self._permits = Permits()
 
     def call(self, load: Loader, args: Args, kwargs: Kwargs, skip: int = 0) -> Any:
         """Return the value; a plain hit is served without entering a flow. `skip` arguments are not in the key."""
@@ -179,8 +176,8 @@ class CachedCore:
             load=load,
             inline=self._inline,
             load_time=self._load_time,
-            flights=self._flights,
-            permits=self._permits,
+            flights=driver.flights,
+            permits=driver.permits,
         )
         return driver.run(flow(task), task)
 

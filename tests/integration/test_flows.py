@@ -278,7 +278,7 @@ def test_wait_timeout_load_lets_one_caller_load(cache: Cache) -> None:
 
 def count_permits(get_item: Any) -> list[bytes]:
     """Return a list that grows by a key whenever a caller asks for the permit to load without a lease."""
-    permits = get_item._self_core._permits
+    permits = get_item._self_core._runtime.driver().permits
     entered: list[bytes] = []
     enter = permits.enter
 
@@ -350,7 +350,7 @@ def test_waiter_that_takes_over_answers_the_other_waiters() -> None:
 
 def count_joins(get_item: Any) -> list[bytes]:
     """Return a list that grows by a key whenever a caller begins to wait for somebody's lease."""
-    flights = get_item._self_core._flights
+    flights = get_item._self_core._runtime.driver().flights
     joined: list[bytes] = []
     join_or_begin = flights.join_or_begin
 
@@ -631,8 +631,9 @@ def test_interrupted_driver_closes_its_flow() -> None:
         def close(self) -> None:
             self.inner.close()
 
+    interrupted = Interrupting()
     with Cache.from_url("memory://") as cache, pytest.raises(KeyboardInterrupt):
-        cache.driver().run(Interrupting(), None)  # type: ignore[arg-type]
+        cache.driver().run(interrupted, None)  # type: ignore[arg-type]
     assert ended == [True]
 
 
@@ -649,13 +650,13 @@ def test_abandoned_flow_ends_its_flight() -> None:
             codec=core.codec,
             load=lambda: 1,
             load_time=core._load_time,
-            flights=core._flights,
-            permits=core._permits,
+            flights=cache.driver().flights,
+            permits=cache.driver().permits,
         )
         flow = refresh(task, lease)
         assert next(flow) == Load()
         flow.close()
-        assert not core._flights._by_key
+        assert not cache.driver().flights._by_key
 
 
 def test_unencodable_value_names_the_function(cache: Cache) -> None:
@@ -717,6 +718,25 @@ def test_low_level_takes_only_bytes(cache: Cache) -> None:
         with pytest.raises(TypeError, match="a value is bytes, not"):
             cache.lease_set(lease, value, 60)  # type: ignore[arg-type]
     assert cache.lease_set(lease, b"value", 60) == Stored()
+
+
+def test_load_in_another_store_is_not_joined() -> None:
+    """A caller of an overriding store does not take what was loaded for the configured one under the same CAS."""
+    loader = Loader()
+    with Cache.from_url("memory://") as cache, ThreadPoolExecutor(2) as pool:
+        get_item = declare(cache, loader, wait_for=0.3)
+        loader.hold()
+        outside = pool.submit(get_item, 1)
+        assert loader.began.wait(10)
+        with cache.override("memory://"):
+            lease = held(cache, get_item, 1)
+            inside = pool.submit(get_item.lookup, 1)
+            time.sleep(0.1)
+            loader.may_end.set()
+            assert outside.result() == 1
+            assert inside.result().state == "uncached"  # by a load of its own, once wait_for was over
+            cache.release(lease)
+    assert loader.calls == 2
 
 
 def test_null_cache_always_loads() -> None:
