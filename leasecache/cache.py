@@ -95,6 +95,8 @@ class Cache:
 
         def decorator(fn: Callable[P, R]) -> CachedFunction[P, R]:
             inner = plain(fn)
+            if not hasattr(inner, "__qualname__") or not hasattr(inner, "__annotations__"):
+                raise DefinitionError(f"{inner!r} is not a function written with def; wrap it in one to cache it")
             if inspect.iscoroutinefunction(inner):
                 raise DefinitionError(f"{inner.__qualname__} is async; Cache caches plain functions")
             core = CachedCore(inner, template, chosen, runtime=self, depends_on=depends_on, ignore=ignore)

@@ -86,6 +86,12 @@ class _Function(_Surface, wrapt.FunctionWrapper[..., Any]):
     def __reduce_ex__(self, protocol: Any) -> str:
         return self.__wrapped__.__qualname__
 
+    def __copy__(self) -> "_Function":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "_Function":
+        return self
+
 
 def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
     """Stand in for wrapt's wrapper function; `__call__` is our own and does not ask for it."""

@@ -1,7 +1,9 @@
 """Decorated functions on memory://: bound every way, called every way, and refused with the fix."""
 
 import asyncio
+import copy
 import datetime
+import functools
 import importlib
 import inspect
 import pickle
@@ -592,3 +594,16 @@ def test_get_many_with_positional_only_parameters(cache: Cache, loads: Loads) ->
         g.get_many([2])
     with pytest.raises(TypeError, match="unexpected keyword argument 'sesion'"):
         g.get_many([2], sesion=1)
+
+
+def test_copying_gives_the_function_itself() -> None:
+    """Like any function, a decorated one is not copied with the object that holds it."""
+    assert copy.copy(square) is square
+    assert copy.deepcopy({"square": square})["square"] is square
+
+
+@pytest.mark.parametrize("fn", [functools.partial(int), len, 5], ids=["partial", "builtin", "number"])
+def test_what_is_no_plain_function_is_refused(cache: Cache, fn: Any) -> None:
+    """Only functions have the name and the annotations that a key is made of."""
+    with pytest.raises(DefinitionError, match=r"is not a function written with def"):
+        cache.cached("f:{a}", ttl=60)(fn)
