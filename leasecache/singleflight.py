@@ -7,6 +7,7 @@ issued: then nothing can have voided the token between the load's begin and the 
 
 import threading
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from leasecache.fork import forget_after_fork
 from leasecache.lease import Token
@@ -25,7 +26,7 @@ class Landed:
 class Flight:
     """One load, or one poll for somebody else's, that other callers of this process wait for."""
 
-    __slots__ = ("_done", "landed", "token")
+    __slots__ = ("__weakref__", "_done", "landed", "token")
 
     def __init__(self, token: Token | None) -> None:
         self.token = token
@@ -90,7 +91,10 @@ class Flights:
 
 
 class Permits:
-    """One load without a lease per key at a time. It serves only the callers that began before it."""
+    """One load without a lease per key at a time. It serves only the callers that began before it.
+
+    A flight is here while a caller holds on to it: one that a signal took before it could leave must block nobody.
+    """
 
     def __init__(self) -> None:
         self.forget()
@@ -99,8 +103,8 @@ class Permits:
     def forget(self) -> None:
         """Drop everything; a fork has copied loads that nobody here will end."""
         self._lock = threading.Lock()
-        self._running: dict[bytes, Flight] = {}
-        self._queued: dict[bytes, Flight] = {}
+        self._running: WeakValueDictionary[bytes, Flight] = WeakValueDictionary()
+        self._queued: WeakValueDictionary[bytes, Flight] = WeakValueDictionary()
 
     def enter(self, key: bytes) -> tuple[Flight, Flight | None, bool]:
         """Return (flight, the running load to let pass first, whether the caller leads the flight)."""

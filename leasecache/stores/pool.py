@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from weakref import WeakSet
 
 from leasecache._accel import Wire
 from leasecache.errors import NodeTimeout
@@ -36,7 +37,7 @@ EPOCH = Epoch()
 class Connection:
     """A wire and when it was established; `pooled` tells whether it served before, and may have died since."""
 
-    __slots__ = ("epoch", "item_size_max", "pooled", "term", "wire")
+    __slots__ = ("__weakref__", "epoch", "item_size_max", "pooled", "term", "wire")
 
     def __init__(self, wire: Wire, item_size_max: int) -> None:
         self.wire = wire
@@ -56,7 +57,7 @@ class Pool:
         self._patience = patience
         self._term = 0
         self.idle: deque[Connection] = deque()  # the same object for ever: readers hold on to it
-        self._born: set[int] = set()  # epochs of the open connections
+        self._open: WeakSet[Connection] = WeakSet()  # weak: one that a signal took from its user is not open
         self._changed = threading.Condition()
         self._waiting = 0
         self._opening = 0
@@ -75,7 +76,7 @@ class Pool:
         with self._changed:
             self._waiting += 1
             try:
-                while any(born <= epoch for born in self._born):
+                while any(connection.epoch <= epoch for connection in self._open):
                     found = self._take_before(epoch)
                     if found is not None or not self._wait(deadline):
                         return found
@@ -98,7 +99,7 @@ class Pool:
         """Close a connection that may hold half an answer, or that broke."""
         connection.wire.close()
         with self._changed:
-            self._born.discard(connection.epoch)
+            self._open.discard(connection)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -121,7 +122,7 @@ class Pool:
         with self._changed:
             self._waiting += 1
             try:
-                while len(self._born) + self._opening >= self._limit:
+                while len(self._open) + self._opening >= self._limit:
                     with contextlib.suppress(IndexError):
                         return self.idle.pop()
                     if not self._wait(deadline):
@@ -129,9 +130,9 @@ class Pool:
                 self._opening += 1
             finally:
                 self._waiting -= 1
-        return self._open()
+        return self._establish()
 
-    def _open(self) -> Connection:
+    def _establish(self) -> Connection:
         connection, term = None, self._term
         try:
             connection = self._connect()
@@ -141,7 +142,7 @@ class Pool:
             with self._changed:
                 self._opening -= 1
                 if connection is not None:
-                    self._born.add(connection.epoch)
+                    self._open.add(connection)
                 self._changed.notify_all()
 
     def _take_before(self, epoch: int) -> Connection | None:
@@ -163,6 +164,6 @@ class Pool:
         for connection in self.idle:
             connection.wire.close()
         self.idle.clear()
-        self._born = set()
+        self._open = WeakSet()
         self._changed = threading.Condition()
         self._waiting = self._opening = 0
