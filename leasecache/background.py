@@ -13,7 +13,7 @@ WORKERS = 4
 
 log = logging.getLogger("leasecache")
 
-Job = tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...]]
+Job = tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...]] | None  # None ends a worker
 Jobs: TypeAlias = "queue.SimpleQueue[Job]"
 
 
@@ -43,6 +43,15 @@ class Background:
             self._start(jobs, number)
         jobs.put((contextvars.copy_context(), fn, args))
 
+    def close(self) -> None:
+        """End the workers once they have done what was submitted; a later submit starts others."""
+        with self._lock:
+            jobs, started = self._jobs, self._started
+            self._jobs, self._started = None, 0
+        if jobs is not None:
+            for _ in range(started):
+                jobs.put(None)
+
     def _enlist(self) -> tuple[Jobs, int]:
         """Return the queue, and the number of a worker that the caller has to start, or 0."""
         with self._lock:
@@ -65,12 +74,15 @@ class Background:
     @staticmethod
     def _work(jobs: Jobs) -> None:
         while True:
-            context, fn, args = jobs.get()
+            job = jobs.get()
+            if job is None:
+                return
+            context, fn, args = job
             try:
                 context.run(fn, *args)
             except BaseException as error:  # a loader that calls sys.exit(): the worker is there for others
                 log.warning("background refresh ended by %s", type(error).__name__, exc_info=error)
-            del context, fn, args  # a loader's arguments do not outlive its run
+            del job, context, fn, args  # a loader's arguments do not outlive its run
 
 
 class Inline:

@@ -16,7 +16,7 @@ from leasecache.errors import ConfigError, DefinitionError
 from leasecache.function import CachedCore
 from leasecache.keys import check_key
 from leasecache.lease import Answer, Lease, Refused, Stored
-from leasecache.policy import Policy
+from leasecache.policy import LEASE_MOST, Policy
 from leasecache.rules import Row, RuleSet
 
 P = ParamSpec("P")
@@ -150,6 +150,8 @@ class Cache:
     def lease_get(self, key: bytes, *, lease_for: float = 10) -> Answer:
         """Return Hit, Stale, Wait or Lease for a key from `.key()`; a lease lives `lease_for` s. Raises NodeError."""
         check_key(key)
+        if not 1 <= lease_for <= LEASE_MOST:
+            raise ConfigError(f"lease_for={lease_for!r} must be from 1 s to {LEASE_MOST} s")
         return self.driver().store.lease_get(key, lease_for)
 
     def lease_set(self, lease: Lease, value: bytes, ttl: float) -> Stored | Refused:
@@ -172,7 +174,9 @@ class Cache:
         self.driver().store.invalidate(keys, stale_for)
 
     def close(self) -> None:
-        """Close idle connections; the cache can be used again."""
+        """Close connections and end the threads that refresh; the cache can be used again."""
+        if isinstance(self._background, Background):
+            self._background.close()
         if self._driver is not None:
             self._driver.store.close()
 

@@ -146,7 +146,10 @@ class CachedCore:
     def codec(self) -> Codec:
         """The codec of the return annotation, resolved at first use if it did not resolve when decorated."""
         if self._codec is None:
-            self._codec = self._make_codec()
+            try:
+                self._codec = self._make_codec()
+            except NameError as error:
+                raise DefinitionError(f"{self.name}: its return annotation does not resolve: {error}") from error
         return self._codec
 
     def _loading(self, load: Loader, args: Args, others: Kwargs) -> Callable[[], Any]:

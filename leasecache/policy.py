@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from leasecache.errors import DefinitionError
 
+LEASE_MOST = 30 * 86400  # s; memcached takes more for a date
 ON_WAIT_TIMEOUT = ("load", "stale", "raise")
 
 
@@ -27,7 +28,8 @@ class Policy:
     def __post_init__(self) -> None:
         """Refuse values that could not be honoured. Raises DefinitionError naming the field and the range."""
         self._require("ttl", _at_least(self.ttl, 1), "at least 1 s")
-        self._require("lease_for", _at_least(self.lease_for, 1), "at least 1 s")
+        in_range = _at_least(self.lease_for, 1) and self.lease_for <= LEASE_MOST
+        self._require("lease_for", in_range, f"from 1 s to {LEASE_MOST} s")
         for name in ("stale_for", "refresh_ahead", "wait_for"):
             self._require(name, _at_least(getattr(self, name), 0), "0 or more s")
         self._require("refresh_ahead", self.refresh_ahead < self.ttl, "less than ttl")

@@ -175,7 +175,7 @@ class Server(ABC):
 
     def _stop_tree(self) -> bool:
         """Send SIGSTOP to whatever runs still; a stopped parent adds no children, so this ends."""
-        moving = [process.pid for process in warden.tree(self.pid) if process.state not in "Tt"]
+        moving = [process.pid for process in warden.tree(self.pid) if not warden.stopped(process)]
         warden.send(moving, signal.SIGSTOP)
         return not moving
 

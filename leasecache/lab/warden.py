@@ -66,6 +66,20 @@ def tree(root: int) -> list[Process]:
     return found
 
 
+def stopped(process: Process) -> bool:
+    """Tell whether SIGSTOP has taken effect: on Linux in every thread, for the signal reaches them one by one."""
+    threads = Path(f"/proc/{process.pid}/task")
+    if not threads.is_dir():
+        return process.state in "Tt"
+    with contextlib.suppress(OSError):  # a thread ended while we looked
+        return all(_state(thread) in "Tt" for thread in threads.iterdir())
+    return False
+
+
+def _state(entry: Path) -> str:
+    return (entry / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 def alive(pids: Iterable[int]) -> bool:
     """Tell whether any of these processes still runs (or is stopped)."""
     wanted = set(pids)

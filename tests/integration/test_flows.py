@@ -196,6 +196,30 @@ def test_executor_that_refuses_does_not_cost_the_value_in_hand() -> None:
         assert isinstance(cache.lease_get(get_item.key(1)), Lease)
 
 
+def test_close_ends_the_threads_that_refresh() -> None:
+    """A cache that is closed leaves no thread behind, and refreshes again when it is used again."""
+    before = set(threading.enumerate())
+    with Cache.from_url("memory://") as cache:
+
+        @cache.cached("page:{n}", ttl=60, stale_for=30)
+        def page(n: int) -> int:
+            return n
+
+        for _ in range(2):
+            page(1)
+            page.invalidate(1)
+            assert page.lookup(1).state == "stale"
+            assert set(threading.enumerate()) - before
+            cache.close()
+            wait_until(lambda: not set(threading.enumerate()) - before, 10, "the threads to end")
+
+
+def test_low_level_lease_cannot_last_for_ever(cache: Cache) -> None:
+    """A lease of more than 30 days, which memcached would take for a date, is refused."""
+    with pytest.raises(ConfigError, match=r"lease_for=1000000000\.0 must be"):
+        cache.lease_get(b"item:1", lease_for=1e9)
+
+
 def test_refresh_ahead_serves_the_value_and_renews_it(cache: Cache) -> None:
     """Within refresh_ahead of its expiry a value is served as fresh and loaded anew in the background."""
     loader = Loader()

@@ -607,3 +607,15 @@ def test_what_is_no_plain_function_is_refused(cache: Cache, fn: Any) -> None:
     """Only functions have the name and the annotations that a key is made of."""
     with pytest.raises(DefinitionError, match=r"is not a function written with def"):
         cache.cached("f:{a}", ttl=60)(fn)
+
+
+def test_return_type_that_never_resolves() -> None:
+    """A return annotation that is still unknown at first use is an error that names the function."""
+    cache = Cache.from_url("memory://")
+
+    def get_item(item_id: int) -> "NoSuchType":  # type: ignore[name-defined]  # noqa: F821
+        return item_id
+
+    decorated = cache.cached("item:{item_id}", ttl=60)(get_item)
+    with pytest.raises(DefinitionError, match=r"get_item: its return annotation does not resolve.*NoSuchType"):
+        decorated(1)
