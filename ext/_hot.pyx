@@ -556,7 +556,7 @@ cdef class Wire:
 
         A plain hit is VA without W, X and Z. Raises like `exchange`.
         """
-        cdef Reply reply = self._converse(request, 1)[0]
+        cdef Reply reply = <Reply>self._converse(request, 1)[0]
         if reply.value is None or reply.flags != flags or reply.won or reply.stale or reply.taken:
             return reply
         return reply if reply.code != b"VA" else reply.value

@@ -49,7 +49,7 @@ class Cache:
         self._background: Executor = Background() if background is _POOL else background or INLINE
         self._in_transaction = in_transaction
         self._bypassed: ContextVar[bool] = ContextVar("leasecache_bypass", default=False)
-        self._driver: Driver | None = None
+        self.active: Driver | None = None
         self._warn_unguarded = False
         self._functions: list[CachedCore] = []
 
@@ -72,9 +72,9 @@ class Cache:
         parsed = parse_url(url)
         check_guard(guard)
         store = open_store(url)
-        if self._driver is not None:
-            self._driver.store.close()
-        self._driver = Driver(store, self._background)
+        if self.active is not None:
+            self.active.store.close()
+        self.active = Driver(store, self._background)
         self._warn_unguarded = parsed.scheme == "memcached" and (guard or parsed.guard) is None
         self._warn_once()
 
@@ -114,7 +114,7 @@ class Cache:
     def rules(self) -> RuleSet:
         """The invalidation rules of all functions with `depends_on`, for the daemon."""
         rules = tuple(rule for core in self._functions for rule in core.rules)
-        return RuleSet(namespace=self._driver.store.namespace if self._driver else None, rules=rules)
+        return RuleSet(namespace=self.active.store.namespace if self.active else None, rules=rules)
 
     @contextlib.contextmanager
     def bypass(self) -> Iterator[None]:
@@ -128,20 +128,20 @@ class Cache:
     @contextlib.contextmanager
     def override(self, url: str) -> Iterator[None]:
         """Use another store for a while, such as `memory://` in a test; then the configured one again."""
-        replaced = self._driver
+        replaced = self.active
         store = open_store(url)
-        self._driver = Driver(store, self._background)
+        self.active = Driver(store, self._background)
         try:
             yield
         finally:
-            self._driver = replaced
+            self.active = replaced
             store.close()
 
     def driver(self) -> Driver:
         """Return the driver of the configured store. Raises ConfigError before `configure`."""
-        if self._driver is None:
+        if self.active is None:
             raise ConfigError("this cache has no URL yet; call cache.configure('memcached://host:port') at start")
-        return self._driver
+        return self.active
 
     def bypassed(self) -> bool:
         """Tell whether calls in this context must neither be served nor fill."""
@@ -177,8 +177,8 @@ class Cache:
         """Close connections and end the threads that refresh; the cache can be used again."""
         if isinstance(self._background, Background):
             self._background.close()
-        if self._driver is not None:
-            self._driver.store.close()
+        if self.active is not None:
+            self.active.store.close()
 
     def __enter__(self) -> "Cache":
         return self

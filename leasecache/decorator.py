@@ -1,6 +1,7 @@
 """The decorated function: it keeps its signature and gains lookup, get_many, peek, refresh, invalidate, key …"""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 import wrapt
@@ -21,7 +22,7 @@ class _Surface:
     _self_skip: int  # leading arguments that are not part of the key: 1 for a method called on its class
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._self_core.call(self.__wrapped__, args, kwargs, self._self_skip)
+        return self._self_core.call(self.__wrapped__, self._self_skip, args, kwargs)
 
     def lookup(self, *args: Any, **kwargs: Any) -> Entry:
         """Return an Entry: the value, its state and the s until it expires."""
@@ -82,6 +83,10 @@ class _Function(_Surface, wrapt.FunctionWrapper[..., Any]):
         super().__init__(fn, _unused)
         self._self_core = core
         self._self_skip = 1 if core.signature.is_method and not isinstance(fn, (classmethod, staticmethod)) else 0
+        self._self_call = partial(core.call, fn, self._self_skip)  # an attribute of a wrapper is slow to look up
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._self_call(args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> str:
         return self.__wrapped__.__qualname__

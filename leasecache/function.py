@@ -23,8 +23,10 @@ Kwargs = dict[str, Any]
 class Runtime(Protocol):
     """What a cached function needs of its cache."""
 
+    active: Driver | None  # of the configured store
+
     def driver(self) -> Driver:
-        """Return the driver of the configured store. Raises ConfigError before `configure`."""
+        """Return the active driver. Raises ConfigError before `configure`."""
 
     def bypassed(self) -> bool:
         """Tell whether calls must neither be served nor fill."""
@@ -57,12 +59,17 @@ class CachedCore:
         self._codec = self._early_codec()
         self._load_time = LoadTime()
 
-    def call(self, load: Loader, args: Args, kwargs: Kwargs, skip: int = 0) -> Any:
+    def call(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Any:
         """Return the value; a plain hit is served without entering a flow. `skip` arguments are not in the key."""
-        if self._runtime.bypassed():
+        runtime, bound, signature = self._runtime, self._bound, self.signature
+        if runtime.bypassed():
             return load(*args, **kwargs)
-        bound = self._bind()
-        key = bound.render(self.signature.values(args[skip:] if skip else args, kwargs))
+        if bound is None or bound.driver is not runtime.active:
+            bound = self._bind()
+        if kwargs or skip or len(args) != signature.direct:
+            key = bound.render(signature.values(args[skip:], kwargs))
+        else:
+            key = bound.render(args)
         answer: bytes | Answer | NodeError
         try:
             answer = bound.read(key)

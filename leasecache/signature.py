@@ -31,13 +31,11 @@ class KeySignature:
         self._fields = tuple(fields)
         self._fn = fn
         self._check(qualified_name(fn), [p.name for p in self._parameters], ignore)
-        self._direct = tuple(p.name for p in self._parameters) == self._fields and all(
-            p.kind is not p.KEYWORD_ONLY for p in self._parameters
-        )
+        self.direct = len(fields) if self._in_field_order() else -1  # so many positional arguments are the key's fields
 
     def values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return the key fields' values, self and cls left out. Raises TypeError as the call itself would."""
-        if self._direct and not kwargs and len(args) == len(self._fields):
+        if not kwargs and len(args) == self.direct:
             return args
         return self._bind(self._signature, args, kwargs)
 
@@ -55,7 +53,7 @@ class KeySignature:
                 shape = ", ".join(self._key_signature.parameters)
                 function = qualified_name(self._fn)
                 raise TypeError(f"{function}: get_many takes {name!r} as part of each argument, such as ({shape})")
-        if self._direct:
+        if self.direct >= 0:
             return args, others
         bound = self._key_signature.bind(*args)
         call = inspect.BoundArguments(self._signature, OrderedDict(bound.arguments | others))
@@ -80,6 +78,10 @@ class KeySignature:
             return field_type(resolve(self._fn, name), where)
         except NameError as error:
             raise DefinitionError(f"{where}: its annotation does not resolve ({error}); import the type") from error
+
+    def _in_field_order(self) -> bool:
+        positional = [p.name for p in self._parameters if p.kind is not p.KEYWORD_ONLY]
+        return tuple(positional) == self._fields and len(positional) == len(self._parameters)
 
     def _check(self, function: str, names: list[str], ignore: Sequence[str]) -> None:
         if isinstance(ignore, str):
