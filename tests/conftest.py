@@ -1,5 +1,6 @@
 """Fixtures of every test; one file per concern."""
 
+import signal
 import sys
 
 import hypothesis
@@ -11,6 +12,12 @@ pytest_plugins = ["tests.fix_servers", "tests.fix_stores"]
 
 hypothesis.settings.register_profile("leasecache", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("leasecache")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Undo what a shell does to a job in the background: SIGINT ignored, by us and by whatever we start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
