@@ -133,7 +133,7 @@ def seed(connection: "psycopg.Connection[Any]", progress: Callable[[str, int, in
             last = min(first + CHUNK - 1, total)
             connection.execute(f"insert into {table} {select}".encode(), {"first": first, "last": last})
             progress(table.split(" ")[0], last, total)
-    connection.execute(b"analyze")
+    connection.execute(b"vacuum analyze")  # else autovacuum does it while the first steps measure
 
 
 rules_cache = Cache()  # what the daemons import: never configured, it only knows the rules
