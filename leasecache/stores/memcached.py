@@ -20,6 +20,7 @@ from leasecache.stores.probe import Probe
 
 LEAST_VERSION = (1, 6, 13)  # md C and ms c behave since then
 CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
+SETTINGS_FOR = 5.0  # s that a server's settings are taken to be what they were
 QUIET = -1  # instead of a number of replies: as many as come before MN
 
 Address = tuple[str, int] | str
@@ -38,6 +39,7 @@ class MemcachedNode:
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._pool = Pool(self._connect, pool, patience=timeout)
+        self._size_limit, self._settings_until = 0, 0.0  # bytes; monotonic s
         self._down = Probe()
 
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
@@ -193,18 +195,24 @@ class MemcachedNode:
         return type(error)(f"memcached {self.name}: {error}")
 
     def _connect(self) -> Connection:
-        with_sock = _Admin(self)
-        client = with_sock.__enter__()
-        try:
+        with _Admin(self) as client:
             _require_version(self.name, client.version())
+            item_size_max = self._item_size_max(client)
+            sock, client.sock = client.sock, None  # the wire owns it from here
+        return Connection(self._wire(sock), item_size_max)
+
+    def _item_size_max(self, client: Client) -> int:
+        """Return the server's limit in bytes, asked anew when the last answer is some s old. Raises ConfigError.
+
+        A herd opens many connections at once, and reading the settings is most of what that costs.
+        """
+        if time.monotonic() >= self._settings_until:
             settings = client.stats("settings")
             if settings.get(b"cas_enabled") in (b"no", False):  # the client may or may not have parsed it
                 raise ConfigError(f"memcached {self.name} runs with -C (no CAS); leases need it: start it without -C")
-            sock, client.sock = client.sock, None  # the wire owns it from here
-        except BaseException as error:
-            with_sock.__exit__(type(error), error, None)
-            raise
-        return Connection(self._wire(sock), int(settings.get(b"item_size_max", 2**20)))
+            self._size_limit = int(settings.get(b"item_size_max", 2**20))
+            self._settings_until = time.monotonic() + SETTINGS_FOR
+        return self._size_limit
 
     def _wire(self, sock: Any) -> Wire:
         # A monkey-patched or TLS socket must do its own waiting: asked of this socket, not of the import order.

@@ -13,7 +13,7 @@ from leasecache.cache import Cache
 from leasecache.lab.demo.photos import declare
 from leasecache.lab.demo.report import Step
 from leasecache.lab.demo.stage import Stage
-from leasecache.lab.demo.timing import interleaved, percentile
+from leasecache.lab.demo.timing import interleaved, on_one_cpu, percentile
 from leasecache.lab.memcached import MemcachedServer
 from leasecache.lease import Lease, Refused
 
@@ -22,13 +22,10 @@ LOAD_FOR = 0.05  # s
 
 
 def hit_and_miss(stage: Stage) -> Step:
-    """Compare a hit and a miss with a raw round trip, on a memcached whose only thread serves all of them.
-
-    With several threads each connection has one of them, and on a small machine some are woken far more slowly.
-    """
+    """Compare a hit and a miss with a raw round trip, on a memcached of their own."""
     step = Step(2, "a hit, a miss, a round trip", "A hit costs one round trip to memcached and nothing else.")
     media_id = 7
-    with MemcachedServer("-t", "1") as server, Cache.from_url(server.url, guard="none") as cache:
+    with MemcachedServer() as server, on_one_cpu(server.pid), Cache.from_url(server.url, guard="none") as cache:
         get_media = declare(cache, stage.primary).get_media
         get_media(media_id)
         raw = _RawClient(server.address, get_media.key(media_id))
