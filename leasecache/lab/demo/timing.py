@@ -19,13 +19,17 @@ def on_one_cpu(pid: int) -> Iterator[None]:
         yield
         return
     allowed = os.sched_getaffinity(0)
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setaffinity(int(thread), {min(allowed)})
-    os.sched_setaffinity(0, {min(allowed)})
+    threads = [0, *(int(thread) for thread in os.listdir(f"/proc/{pid}/task"))]
+    _allow(threads, {min(allowed)})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, allowed)
+        _allow(threads, allowed)
+
+
+def _allow(threads: list[int], cpus: set[int]) -> None:
+    for thread in threads:
+        os.sched_setaffinity(thread, cpus)
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], per_slice: int) -> dict[str, float]:
