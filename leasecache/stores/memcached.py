@@ -11,7 +11,7 @@ from pymemcache.exceptions import MemcacheError
 
 from leasecache import _accel, _pure
 from leasecache._accel import Reply, Wire
-from leasecache.errors import ConfigError, NodeError, NodeTimeout, ProtocolError
+from leasecache.errors import ConfigError, LeasecacheError, NodeError, NodeTimeout, ProtocolError
 from leasecache.lease import Answer, Hit, Lease, Refused, Stored
 from leasecache.stores import meta, ring
 from leasecache.stores.base import Reader
@@ -304,12 +304,12 @@ class MemcachedStore:
         self.node_for(lease.key).release(lease)
 
     def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
-        """Invalidate on every owner, the reachable ones first to last; then raise the first NodeError, if any."""
-        failures = []
+        """Invalidate on every owner; then raise the error of the first that did not do it, if any."""
+        failures: list[LeasecacheError] = []
         for node, owned in self._by_owner(keys).items():
             try:
                 node.invalidate(owned, stale_for)
-            except NodeError as error:
+            except LeasecacheError as error:
                 failures.append(error)
         if failures:
             raise failures[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leasecache import Cache, Hit, Lease, NodeError, Stored
+from leasecache import Cache, ConfigError, Hit, Lease, NodeError, Stored, Wait
 from leasecache.lab import MemcachedServer, wait_until
 
 
@@ -53,6 +53,22 @@ def test_invalidation_reaches_the_reachable_nodes_and_reports_the_others() -> No
         alive = [n for n in range(50) if store.node_for(keys[n]).name == first.address]
         assert alive
         assert all(get_item.peek(n) is None for n in alive)
+
+
+def test_unfit_node_does_not_keep_an_invalidation_from_the_others() -> None:
+    """A node that cannot hold leases is a ConfigError, after the keys of the other node have gone."""
+    with MemcachedServer() as fit, MemcachedServer("-C") as unfit, Cache.from_url(fit.url) as alone:
+        keys = [b"item:%d" % n for n in range(50)]
+        for key in keys:
+            lease = alone.lease_get(key)
+            assert isinstance(lease, Lease)
+            alone.lease_set(lease, b"value", 60)
+        for nodes in (f"{fit.address},{unfit.address}", f"{unfit.address},{fit.address}"):
+            with Cache.from_url(f"memcached://{nodes}") as cache, pytest.raises(ConfigError, match="runs with -C"):
+                cache.invalidate(*keys)
+            owned = [key for key in keys if cache.driver().store.node_for(key).name == fit.address]
+            assert owned
+            assert all(isinstance(alone.lease_get(key), Lease | Wait) for key in owned)
 
 
 def test_unix_socket(tmp_path: Path) -> None:
