@@ -26,11 +26,11 @@ class _Surface:
 
     def lookup(self, *args: Any, **kwargs: Any) -> Entry:
         """Return an Entry: the value, its state and the s until it expires."""
-        return self._self_core.lookup(self.__wrapped__, args, kwargs, self._self_skip)
+        return self._self_core.lookup(self.__wrapped__, self._self_skip, args, kwargs)
 
     def refresh(self, *args: Any, **kwargs: Any) -> Any:
         """Load now, store under a lease, return the value."""
-        return self._self_core.refresh(self.__wrapped__, args, kwargs, self._self_skip)
+        return self._self_core.refresh(self.__wrapped__, self._self_skip, args, kwargs)
 
     def get_many(self, arguments: Iterable[Any], **ignored: Any) -> dict[Any, Any]:
         """Return {argument: value}; an argument is the key's only parameter, or a tuple of all of them.

@@ -83,7 +83,7 @@ class CachedCore:
         found: Any = answer
         return self._run(bound.driver, key, lambda: load(*args, **kwargs), lambda task: fetch(task, found)).value
 
-    def lookup(self, load: Loader, args: Args, kwargs: Kwargs, skip: int = 0) -> Entry:
+    def lookup(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Entry:
         """Return the value with its provenance."""
         if self._runtime.bypassed():
             return Entry(load(*args, **kwargs), "uncached", None)
@@ -91,7 +91,7 @@ class CachedCore:
         answer = self._ask(driver, key, self.policy.refresh_ahead)
         return self._run(driver, key, lambda: load(*args, **kwargs), lambda task: fetch(task, answer))
 
-    def refresh(self, load: Loader, args: Args, kwargs: Kwargs, skip: int = 0) -> Any:
+    def refresh(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Any:
         """Load now, store under a lease, return the value."""
         if self._runtime.bypassed():
             return load(*args, **kwargs)
