@@ -155,8 +155,7 @@ def test_no_global_invalidation(python: Path, tmp_path: Path) -> None:
 
 def test_without_a_compiler(sdist: Path, tmp_path: Path) -> None:
     """Where nothing can be compiled, the sdist installs and runs pure; choosing c there is an ImportError."""
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(sdist, tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     (tree,) = tmp_path.glob("leasecache-*")
     build(tree, "--wheel", env={"CC": "false"})
     (built,) = tree.glob("dist/*.whl")
