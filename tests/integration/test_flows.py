@@ -588,7 +588,8 @@ def test_one_caller_probes_a_node_that_is_down(memcached: MemcachedServer) -> No
         get_item(1)
         memcached.pause()
         get_item(1)
-        time.sleep(0.15)  # the first back-off is over
+        probe = cache.driver().store.nodes[0]._down  # type: ignore[attr-defined]
+        wait_until(lambda: time.monotonic() >= probe._until, 10, "the end of the first back-off")
 
         def timed(item_id: int) -> float:
             began = time.monotonic()
@@ -755,7 +756,8 @@ def test_load_in_another_store_is_not_joined() -> None:
         with cache.override("memory://"):
             lease = held(cache, get_item, 1)
             inside = pool.submit(get_item.lookup, 1)
-            time.sleep(0.1)
+            overriding = cache.driver().flights
+            wait_until(lambda: len(overriding._by_key.get(get_item.key(1), ())), 10, "the caller inside to wait")
             loader.may_end.set()
             assert outside.result() == 1
             assert inside.result().state == "uncached"  # by a load of its own, once wait_for was over
