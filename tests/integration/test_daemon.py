@@ -7,6 +7,8 @@ import pytest
 from leasecache.lab import wait_until
 from tests.fix_daemon import WITHIN, World
 
+HEARD = "select extract(epoch from reply_time)::float8 from pg_stat_replication where application_name = 'leasecache'"
+
 
 @pytest.mark.parametrize(
     ("before", "change", "gone"),
@@ -75,6 +77,28 @@ def test_killed_while_writes_go_on(world: World) -> None:
     world.await_gone(*keys)
 
 
+def test_killed_between_sending_and_acknowledging(world: World) -> None:
+    """A batch that was sent and not answered is not acknowledged to the source, and is sent again after a restart."""
+    world.write(f"alter database {world.database} set wal_sender_timeout = '1s'")  # so that reports are frequent
+    world.catch_up()
+    world.daemon.start().streaming()
+    world.fill("media:1")
+    world.memcached.pause()
+    world.write("insert into media values (1, 'a')")
+    written = world.written()
+    wait_until(lambda: world.daemon.metric("pending_keys") == 1, WITHIN, "a batch under way")
+    first = world.source.value(HEARD)
+    wait_until(lambda: world.source.value(HEARD) > first + 1, WITHIN, "reports that could have acknowledged it")
+    world.daemon.kill()
+    assert world.confirmed() < written
+    world.memcached.kill()  # what was in its buffers is gone as well
+    world.memcached.start()
+    world.fill("media:1")  # as a reader would that read before the write
+    world.daemon.start()
+    world.await_gone("media:1")
+    world.await_confirmed(written)
+
+
 def test_the_walsender_is_terminated(world: World) -> None:
     """A conversation that the server ends is followed by another one, and nothing is lost."""
     world.daemon.start().streaming()
@@ -114,11 +138,8 @@ def test_the_server_hears_from_us_while_w_is_held(world: World) -> None:
     world.memcached.pause()
     world.write("insert into media values (1, 'a')")
     wait_until(lambda: world.daemon.metric("pending_keys") == 1, WITHIN, "a held key")
-    heard = (
-        "select extract(epoch from reply_time)::float8 from pg_stat_replication where application_name = 'leasecache'"
-    )
-    first = world.source.value(heard)
-    wait_until(lambda: world.source.value(heard) > first + 3, WITHIN, "three seconds of replies")
+    first = world.source.value(HEARD)
+    wait_until(lambda: world.source.value(HEARD) > first + 3, WITHIN, "three seconds of replies")
     assert world.daemon.metric("reconnects_total") == 0
     world.memcached.resume()
     world.await_confirmed(world.written())

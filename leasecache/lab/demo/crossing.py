@@ -63,7 +63,7 @@ def cross_invalidation(stage: Stage) -> Step:
     step.measure("of them served from the cache", history.hits)
     final = wait_until(lambda: _if_newest(stage.dc2, media_id, history.newest), WITHIN, "the last comment in DC2")
     step.check("DC2's feed shows the last comment", final.bodies[0] == f"comment {COMMENTS - 1}")
-    step.check("no read was older than the acknowledged position W", not history.violations and history.reads > 0)
+    step.check("no read was older than the acknowledged position W", not history.violations and history.bound > 0)
     return step
 
 
@@ -101,6 +101,7 @@ class _History:
     media_id: int
     reads: int = 0
     hits: int = 0
+    bound: int = 0  # reads that had to show a comment which was written meanwhile
     newest: int = 0
     violations: list[str] = field(default_factory=list)
     _written: list[tuple[int, int]] = field(default_factory=list)  # (position after the commit, comment)
@@ -129,6 +130,7 @@ class _History:
             entry = self.site.app.get_feed.lookup(self.media_id)
             self.reads += 1
             self.hits += entry.state == "fresh"
+            self.bound += least > 0
             if entry.value.newest < least:
                 self.violations.append(f"read {entry.value.newest} although {least} was acknowledged")
 
