@@ -64,10 +64,11 @@ def open_store(url: str) -> Store:
         from leasecache.stores.null import NullStore
 
         return NullStore(parsed.namespace)
-    from leasecache.stores.memcached import MemcachedNode, MemcachedStore
+    from leasecache.stores.memcached import MemcachedNode
+    from leasecache.stores.routed import RoutedStore
 
     nodes = [MemcachedNode(name, **parsed.options) for name in parsed.nodes]  # type: ignore[arg-type]
-    return MemcachedStore(nodes, parsed.namespace)
+    return RoutedStore(nodes, parsed.namespace)
 
 
 def check_guard(guard: str | None) -> None:

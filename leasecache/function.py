@@ -9,7 +9,7 @@ from leasecache.driver import Driver
 from leasecache.errors import DefinitionError, NodeError
 from leasecache.flow import AHEAD_ALWAYS, Entry, Flow, LoadTime, Task, fetch, renew
 from leasecache.keys import KeyTemplate
-from leasecache.lease import Answer, Hit, Lease
+from leasecache.lease import Answer, Ask, Hit, Lease
 from leasecache.policy import Policy
 from leasecache.rules import Row, Rule, split_table
 from leasecache.signature import KeySignature, qualified_name, resolve
@@ -134,7 +134,8 @@ class CachedCore:
         driver = self._bind().driver
         keys = {argument: self.key(args, {}) for argument, args in calls.items()}
         asked = list(dict.fromkeys(keys.values()))
-        answers = driver.store.lease_get_many(asked, self.policy.lease_for, self.policy.refresh_ahead)
+        asks = [Ask(key, self.policy.lease_for, self.policy.refresh_ahead) for key in asked]
+        answers = dict(zip(asked, driver.store.lease_get_many(asks), strict=True))
         found: dict[Any, Any] = {}
         with _Unbegun(driver, [answer for answer in answers.values() if isinstance(answer, Lease)]) as unbegun:
             deadline = time.monotonic() + self.policy.lease_for / 2

@@ -77,6 +77,23 @@ class Refused:
 Answer = Hit | Stale | Wait | Lease
 
 
+class Ask(NamedTuple):
+    """One lease-get of a batch."""
+
+    key: bytes
+    lease_for: float  # s
+    refresh_ahead: float = 0  # s
+
+
+class Fill(NamedTuple):
+    """One lease-set of a batch."""
+
+    lease: Lease
+    flags: int
+    body: bytes
+    ttl: float  # s
+
+
 class Content(enum.Enum):
     """What an item holds."""
 

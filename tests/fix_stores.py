@@ -8,8 +8,9 @@ import pytest
 
 from leasecache import _accel, _hot, _pure
 from leasecache.lab import MemcachedServer
-from leasecache.stores.memcached import MemcachedNode, MemcachedStore
+from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
+from leasecache.stores.routed import RoutedStore
 
 WIRES = {"c": (_hot.Wire, _hot.parse_reply), "python": (_pure.Wire, _pure.parse_reply)}
 
@@ -31,7 +32,7 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(_accel, "Wire", wire)
     monkeypatch.setattr(_accel, "parse_reply", parse)
     server: MemcachedServer = request.getfixturevalue("shared_memcached")
-    opened = MemcachedStore([MemcachedNode(server.address)])
+    opened = RoutedStore([MemcachedNode(server.address)])
     yield opened
     opened.close()
 

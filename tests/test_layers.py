@@ -21,7 +21,7 @@ LAYERS: dict[str, list[str]] = {
         *("keys", "codecs", "lease", "signature", "stores.meta"),
         *("invalidation.wire", "invalidation.pgoutput", "invalidation.stream"),
     ],
-    "3 waiting": ["stores", "stores.*", "flow", "singleflight", "background", "driver", "config", "target"],
+    "3 waiting": ["metrics", "stores", "stores.*", "flow", "singleflight", "background", "driver", "config", "target"],
     "4 functions": ["function", "decorator"],
     "5 surface": ["cache", ""],
     "6 counters": ["counter_sql", "counters"],

@@ -9,7 +9,7 @@ import typer
 from leasecache.commands import AsJson, print_table
 
 if TYPE_CHECKING:
-    from leasecache.stores.memcached import MemcachedStore
+    from leasecache.stores.routed import RoutedStore
 
 CacheUrl = Annotated[
     str,
@@ -21,14 +21,14 @@ CacheUrl = Annotated[
 _FIGURES = ("version", "uptime", "items", "memory", "hits", "misses", "ratio", "sets", "evicted", "conns")
 
 
-def open_networked(url: str) -> "MemcachedStore":
+def open_networked(url: str) -> "RoutedStore":
     """Return the store of a cache that other processes reach, too. Raises ConfigError for any other."""
     from leasecache.config import open_store
     from leasecache.errors import ConfigError
-    from leasecache.stores.memcached import MemcachedStore
+    from leasecache.stores.routed import RoutedStore
 
     store = open_store(url)
-    if not isinstance(store, MemcachedStore):
+    if not isinstance(store, RoutedStore):
         scheme = url.partition("://")[0]
         raise ConfigError(f"{scheme}:// lives inside one process, there is nothing to look at; give a memcached:// URL")
     return store

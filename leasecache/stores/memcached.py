@@ -1,9 +1,8 @@
-"""Leases on memcached: one `MemcachedNode` per server, and the store that routes keys to them."""
+"""Leases on one memcached server, by the meta protocol."""
 
 import socket
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from pymemcache.client.base import Client
@@ -11,10 +10,10 @@ from pymemcache.exceptions import MemcacheError
 
 from leasecache import _accel, _pure
 from leasecache._accel import Reply, Wire
-from leasecache.errors import ConfigError, LeasecacheError, NodeError, NodeTimeout, ProtocolError
-from leasecache.lease import Answer, Hit, Lease, Refused, Stored
-from leasecache.stores import meta, ring
-from leasecache.stores.base import Reader
+from leasecache.errors import ConfigError, NodeError, NodeTimeout, ProtocolError
+from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Refused, Token
+from leasecache.stores import meta
+from leasecache.stores.base import BatchReader, Outcome, Reader
 from leasecache.stores.pool import EPOCH, Connection, Pool
 from leasecache.stores.probe import Probe
 
@@ -80,15 +79,38 @@ class MemcachedNode:
 
         return read
 
-    def lease_get_many(self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0) -> list[Answer]:
-        """Return an answer per key, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
+    def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Return an answer per ask, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
         answers: list[Answer] = []
-        for chunk in _chunks([meta.lease_get(key, lease_for, refresh_ahead) for key in keys]):
-            asked = keys[len(answers) : len(answers) + len(chunk)]
+        for chunk in _chunks([meta.lease_get(*ask) for ask in asks]):
+            asked = [ask.key for ask in asks[len(answers) : len(answers) + len(chunk)]]
             answers += self._exchange(b"".join(chunk), len(chunk), meta.read_answers, asked)
         return answers
 
-    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused:
+    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
+        """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
+
+        def read(keys: Sequence[bytes]) -> list[bytes | Answer | NodeError]:
+            answers = self.lease_get_many([Ask(key, lease_for, refresh_ahead) for key in keys])
+            return [a.value if type(a) is Hit and a.flags == flags else a for a in answers]
+
+        return read
+
+    def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome]:
+        """Store under each lease. Raises NodeError."""
+        return [self.lease_set(*fill) for fill in fills]
+
+    def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+        """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does. Raises NodeError.
+
+        Of many who steal one token one gets a lease: the server compares the CAS.
+        """
+        connection = self._pool.acquire_before(token.epoch)
+        if connection is not None:
+            self._over(connection, meta.steal(key, token), 1, meta.read_nothing, None)
+        return self.lease_get(key, lease_for)
+
+    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Outcome:
         """Store under the lease, over a connection older than it. Raises NodeError."""
         if lease.token is None:
             return Refused("the server had no room for a lease, or holds somebody else's value")
@@ -257,81 +279,6 @@ class _Admin:
             raise NodeTimeout(f"memcached {self._name}: no answer in time") from error
         if isinstance(error, (OSError, MemcacheError)) and not isinstance(error, NodeError):
             raise NodeError(f"memcached {self._name}: {error or type(error).__name__}") from error
-
-
-class MemcachedStore:
-    """Routes keys to memcached nodes by rendezvous hashing."""
-
-    def __init__(self, nodes: Sequence[MemcachedNode], namespace: str | None = None) -> None:
-        self.nodes = tuple(nodes)
-        self.namespace = namespace
-        self._seeds = tuple(ring.seed(node.name) for node in nodes)
-
-    def node_for(self, key: bytes) -> MemcachedNode:
-        """Return the node that owns `key`."""
-        return self.nodes[ring.owner(key, self._seeds)]
-
-    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
-        """See `MemcachedNode.lease_get`."""
-        return self.node_for(key).lease_get(key, lease_for, refresh_ahead)
-
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
-        """See `MemcachedNode.reader`."""
-        readers = [node.reader(lease_for, refresh_ahead, flags) for node in self.nodes]
-        if len(readers) == 1:
-            return readers[0]
-        seeds = self._seeds
-        return lambda key: readers[ring.owner(key, seeds)](key)
-
-    def lease_get_many(
-        self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0
-    ) -> dict[bytes, Answer | NodeError]:
-        """Return an answer per key, or the error of its node."""
-        found: dict[bytes, Answer | NodeError] = {}
-        for node, owned in self._by_owner(keys).items():
-            try:
-                found.update(zip(owned, node.lease_get_many(owned, lease_for, refresh_ahead), strict=True))
-            except NodeError as error:
-                found.update(dict.fromkeys(owned, error))
-        return found
-
-    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused:
-        """See `MemcachedNode.lease_set`."""
-        return self.node_for(lease.key).lease_set(lease, flags, body, ttl)
-
-    def release(self, lease: Lease) -> None:
-        """See `MemcachedNode.release`."""
-        self.node_for(lease.key).release(lease)
-
-    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
-        """Invalidate on every owner; then raise the error of the first that did not do it, if any."""
-        failures: list[LeasecacheError] = []
-        for node, owned in self._by_owner(keys).items():
-            try:
-                node.invalidate(owned, stale_for)
-            except LeasecacheError as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
-
-    def look(self, key: bytes) -> Hit | None:
-        """See `MemcachedNode.look`."""
-        return self.node_for(key).look(key)
-
-    def stats(self) -> Mapping[str, dict[str, Any]]:
-        """Return each node's own figures. Raises NodeError."""
-        return {node.name: node.stats() for node in self.nodes}
-
-    def close(self) -> None:
-        """Close idle connections; the store can be used again."""
-        for node in self.nodes:
-            node.close()
-
-    def _by_owner(self, keys: Iterable[bytes]) -> dict[MemcachedNode, list[bytes]]:
-        owned: dict[MemcachedNode, list[bytes]] = defaultdict(list)
-        for key in keys:
-            owned[self.node_for(key)].append(key)
-        return owned
 
 
 def _address(name: str) -> Address:

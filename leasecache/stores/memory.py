@@ -5,11 +5,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from leasecache.errors import NodeError
 from leasecache.fork import forget_after_fork
-from leasecache.lease import Answer, Decision, Hit, Lease, Refused, Stale, Stored, Token, Wait, decide
-from leasecache.stores.base import Reader
+from leasecache.lease import Answer, Ask, Decision, Fill, Hit, Lease, Refused, Stale, Stored, Token, Wait, decide
+from leasecache.stores.base import BatchReader, Outcome, Reader
 
 CAPACITY = 64 * 2**20  # bytes
 OVERHEAD = 200  # bytes an entry costs beside key and value, roughly what CPython takes
@@ -77,13 +78,16 @@ class MemoryStore:
 
         return read
 
-    def lease_get_many(
-        self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0
-    ) -> dict[bytes, Answer | NodeError]:
-        """Return an answer per key."""
-        return {key: self.lease_get(key, lease_for, refresh_ahead) for key in keys}
+    def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
+        """Return an answer per ask."""
+        return [self.lease_get(*ask) for ask in asks]
 
-    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused:
+    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
+        """Return a lease-get of many keys that gives the values alone of hits with these client flags."""
+        read = self.reader(lease_for, refresh_ahead, flags)
+        return lambda keys: [read(key) for key in keys]
+
+    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Outcome:
         """Store under the lease if nothing has voided it."""
         with self._lock:
             now = self._clock()
@@ -97,6 +101,23 @@ class MemoryStore:
                 return Refused(f"larger than the store's {self._capacity} bytes")
             self._put(lease.key, _Item(flags, body, self._next_cas(), now + max(1, int(ttl))))
             return Stored()
+
+    def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome | NodeError]:
+        """Store under each lease."""
+        return [self.lease_set(*fill) for fill in fills]
+
+    def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+        """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does."""
+        with self._lock:
+            item = self._find(key, self._clock())
+            if item is not None and item.cas == token.cas:
+                self._mark_stale(item)
+        return self.lease_get(key, lease_for)
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Return the number of items, and the bytes that they and their keys take."""
+        with self._lock:
+            return {self.name: {"items": len(self._items), "bytes": self._size, "capacity": self._capacity}}
 
     def release(self, lease: Lease) -> None:
         """Give the lease back, so that the next reader wins at once."""

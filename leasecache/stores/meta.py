@@ -67,6 +67,11 @@ def release(lease: Lease) -> bytes | None:
     return b"md %b I C%d\r\n" % (lease.key, lease.token.cas)  # without T: the TTL stays
 
 
+def steal(key: bytes, token: Token) -> bytes:
+    """Void a lease that somebody else holds: the next reader wins. Without T, so that the TTL stays."""
+    return b"md %b I C%d\r\n" % (key, token.cas)
+
+
 def exptime(ttl: float, now: float) -> int:
     """Return the wire TTL of `ttl` s, rounded down but at least 1; beyond 30 days an absolute time from `now`."""
     seconds = max(1, int(ttl))

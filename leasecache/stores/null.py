@@ -1,10 +1,11 @@
 """The store that holds nothing: `null://` disables caching."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from leasecache.errors import NodeError
-from leasecache.lease import Answer, Hit, Lease, Refused, Stored
-from leasecache.stores.base import Reader
+from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Refused, Token
+from leasecache.stores.base import BatchReader, Outcome, Reader
 
 
 class NullStore:
@@ -28,15 +29,29 @@ class NullStore:
         """Return a function that answers every key with a lease without a token."""
         return lambda key: Lease(key, None)
 
-    def lease_get_many(
-        self, keys: Sequence[bytes], lease_for: float, refresh_ahead: float = 0
-    ) -> dict[bytes, Answer | NodeError]:
-        """Return a lease without a token per key."""
-        return {key: Lease(key, None) for key in keys}
+    def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
+        """Return a lease without a token per ask."""
+        return [Lease(ask.key, None) for ask in asks]
 
-    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Stored | Refused:
+    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
+        """Return a function that answers every key with a lease without a token."""
+        return lambda keys: [Lease(key, None) for key in keys]
+
+    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Outcome:
         """Refuse."""
         return Refused("caching is disabled")
+
+    def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome | NodeError]:
+        """Refuse them all."""
+        return [self.lease_set(*fill) for fill in fills]
+
+    def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+        """Return a lease without a token."""
+        return Lease(key, None)
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Return nothing: there is nothing to count."""
+        return {self.name: {}}
 
     def release(self, lease: Lease) -> None:
         """Do nothing: there is no lease."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from leasecache.lab import wait_until
-from leasecache.lease import Hit, Lease, Refused, Stale, Stored, Wait
+from leasecache.lease import Ask, Fill, Hit, Lease, Refused, Stale, Stored, Wait
 from leasecache.stores.base import Store
 
 FLAGS = 0x10000001
@@ -208,9 +208,8 @@ def test_batch_answers_in_the_order_of_its_keys(store: Store, key: bytes) -> Non
     for i in (0, 7, 2999):
         filled(store, keys[i], b"%d" % i)
     waited = won(store, keys[1])
-    answers = store.lease_get_many(keys, 10)
+    answers = dict(zip(keys, store.lease_get_many([Ask(k, 10) for k in keys]), strict=True))
     kinds: dict[bytes, Any] = {k: type(a) for k, a in answers.items()}
-    assert list(answers) == keys
     assert [kinds[keys[i]] for i in (0, 1, 7, 2999)] == [Hit, Wait, Hit, Hit]
     assert sum(kind is Lease for kind in kinds.values()) == 2996
     assert store.lease_set(waited, FLAGS, b"x", 60) == Stored()
@@ -223,7 +222,7 @@ def test_batch_invalidation_reaches_every_key(store: Store, key: bytes) -> None:
         filled(store, k)
     store.invalidate(keys[:2500])
     store.invalidate(keys[2500:], 30)
-    assert not any(isinstance(a, Hit) for a in store.lease_get_many(keys, 10).values())
+    assert not any(isinstance(a, Hit) for a in store.lease_get_many([Ask(k, 10) for k in keys]))
 
 
 def test_look_takes_no_lease(store: Store, key: bytes) -> None:
@@ -253,3 +252,76 @@ def test_long_ttl_is_not_taken_for_a_date(store: Store, key: bytes) -> None:
     assert seen is not None
     assert seen.expires_in is not None
     assert 39.9 * 86400 < seen.expires_in <= 40 * 86400 + 1
+
+
+def test_batch_of_fills_stores_under_each_lease(store: Store, key: bytes) -> None:
+    """Each lease-set of a batch has its own outcome: stored, or refused because its token was voided."""
+    keys = [b"%b:%d" % (key, i) for i in range(300)]
+    leases = [won(store, k) for k in keys]
+    store.invalidate([keys[7]])
+    outcomes = store.lease_set_many([Fill(lease, FLAGS, lease.key, 60) for lease in leases])
+    assert [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Refused)] == [7]
+    answers = store.lease_get_many([Ask(k, 10) for k in keys])
+    assert [a.value for a in answers if isinstance(a, Hit)] == keys[:7] + keys[8:]
+
+
+def test_batch_reader_gives_plain_hits_as_bytes(store: Store, key: bytes) -> None:
+    """The short way of a batch gives the value of a plain hit and the answer of everything else, in order."""
+    keys = [b"%b:%d" % (key, i) for i in range(5)]
+    for k in (keys[0], keys[3], keys[4]):
+        filled(store, k, k)
+    waiting = won(store, keys[1])
+    store.invalidate([keys[4]], 30)
+    first, second, third, fourth, fifth = store.batch_reader(10, 0, FLAGS)(keys)
+    assert (first, fourth) == (keys[0], keys[3])
+    assert isinstance(second, Wait)
+    assert isinstance(third, Lease)
+    assert isinstance(fifth, Lease)
+    assert fifth.value == keys[4]
+    [other] = store.batch_reader(10, 0, FLAGS + 1)([keys[0]])
+    assert isinstance(other, Hit)
+    assert store.lease_set(waiting, FLAGS, b"value", 60) == Stored()
+
+
+def test_stolen_lease_cannot_store(store: Store, key: bytes) -> None:
+    """A thief gets the lease on an empty or a stale item, its holder can no longer store; the window stays."""
+    holder = won(store, key)
+    waiting = store.lease_get(key, 10)
+    assert isinstance(waiting, Wait)
+    assert waiting.token is not None
+    thief = store.steal(key, waiting.token, 10)
+    assert isinstance(thief, Lease)
+    assert isinstance(store.lease_set(holder, FLAGS, b"late", 60), Refused)
+    assert store.lease_set(thief, FLAGS, b"value", 60) == Stored()
+    store.invalidate([key], 30)
+    holder = won(store, key)
+    loser = store.lease_get(key, 10)
+    assert isinstance(loser, Stale)
+    assert loser.token is not None
+    thief = store.steal(key, loser.token, 10)
+    assert isinstance(thief, Lease)
+    assert (thief.value, thief.fresh) == (b"value", False)
+    assert thief.expires_in is not None
+    assert 25 <= thief.expires_in <= 30
+    assert isinstance(store.lease_set(holder, FLAGS, b"late", 60), Refused)
+
+
+def test_one_theft_per_token(store: Store, key: bytes) -> None:
+    """Of several who steal the same token one wins; the others wait for the thief, whose lease is untouched."""
+    won(store, key)
+    waiting = store.lease_get(key, 10)
+    assert isinstance(waiting, Wait)
+    assert waiting.token is not None
+    thief, *others = [store.steal(key, waiting.token, 10) for _ in range(4)]
+    assert isinstance(thief, Lease)
+    assert all(isinstance(other, Wait) for other in others)
+    assert store.lease_set(thief, FLAGS, b"value", 60) == Stored()
+
+
+def test_theft_of_a_key_that_was_stored_meanwhile_is_a_hit(store: Store, key: bytes) -> None:
+    """A thief that comes too late gets the value and takes nothing from it."""
+    holder = won(store, key)
+    assert holder.token is not None
+    assert store.lease_set(holder, FLAGS, b"value", 60) == Stored()
+    assert isinstance(store.steal(key, holder.token, 10), Hit)
+    assert isinstance(store.lease_get(key, 10), Hit)
