@@ -12,6 +12,7 @@ from leasecache import _accel, _pure
 from leasecache._accel import Reply, Wire
 from leasecache.errors import ConfigError, NodeError, NodeTimeout, ProtocolError
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Refused, Token
+from leasecache.metrics import NodeStats
 from leasecache.stores import meta
 from leasecache.stores.base import BatchReader, Outcome, Reader
 from leasecache.stores.pool import EPOCH, Connection, Pool
@@ -39,7 +40,13 @@ class MemcachedNode:
         self._connect_timeout = connect_timeout
         self._pool = Pool(self._connect, pool, patience=timeout)
         self._size_limit, self._settings_until = 0, 0.0  # bytes; monotonic s
-        self._down = Probe()
+        self.errors = NodeStats()
+        self._down = Probe(self.errors)
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """The number of connections that are open, and of those among them that are idle."""
+        return self._pool.size
 
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
@@ -70,6 +77,7 @@ class MemcachedNode:
                     [answer] = meta.read_answers([found], epoch, connection.epoch, (key,))
             except NodeError as error:
                 self._pool.discard(connection)
+                self.errors.count(error)
                 return self._again(connection, self._named(error), request % key, 1, meta.read_answers, (key,))[0]
             except BaseException:
                 self._pool.discard(connection)
@@ -193,7 +201,8 @@ class MemcachedNode:
     def _acquire(self) -> Connection:
         try:
             return self._pool.acquire()
-        except NodeError:
+        except NodeError as error:
+            self.errors.count(error)
             self._down.failed()
             raise
 
@@ -206,6 +215,7 @@ class MemcachedNode:
             result = read(replies, epoch, connection.epoch, context)
         except NodeError as error:
             self._pool.discard(connection)
+            self.errors.count(error)
             raise self._named(error) from error
         except BaseException:  # a signal, a greenlet's timeout: half an answer may be left on the wire
             self._pool.discard(connection)

@@ -63,6 +63,11 @@ class Pool:
         self._opening = 0
         forget_after_fork(self)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """The number of connections that are open, and of those among them that are idle."""
+        return len(self._open), len(self.idle)
+
     def acquire(self) -> Connection:
         """Return a connection for one exchange. Raises NodeError, or NodeTimeout when all stay busy."""
         try:

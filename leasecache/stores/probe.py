@@ -5,6 +5,7 @@ import time
 
 from leasecache.errors import NodeError
 from leasecache.fork import forget_after_fork
+from leasecache.metrics import NodeStats
 
 FIRST, MOST = 0.1, 5.0  # s a failed node is left alone, doubling
 
@@ -12,7 +13,9 @@ FIRST, MOST = 0.1, 5.0  # s a failed node is left alone, doubling
 class Probe:
     """Fails fast while a node is down, and lets one caller probe it after each back-off."""
 
-    def __init__(self) -> None:
+    def __init__(self, errors: NodeStats) -> None:
+        """`errors` are the node's: told when callers fail fast, and since when."""
+        self._errors = errors
         self.delay = 0.0  # s between two probes, 0 = up
         self._until = 0.0  # on the monotonic clock: when the next caller may probe
         self._probing = False
@@ -29,6 +32,7 @@ class Probe:
             return
         with self._lock:
             if self.delay and time.monotonic() < self._until:
+                self._errors.down += 1
                 raise NodeError(f"{name} is marked down after a failure; it is probed every {self.delay:g} s")
             self._probing = True
             self._until = time.monotonic() + MOST  # should this caller never report, another one probes
@@ -41,10 +45,13 @@ class Probe:
                 self.delay = min(self.delay * 2 or FIRST, MOST)
                 self._until = now + self.delay
                 self._probing = False
+                if self._errors.down_since is None:
+                    self._errors.down_since = now
 
     def answered(self) -> None:
         """Believe that the node is up."""
         if self.delay:
             with self._lock:
                 self.delay = self._until = 0.0
+                self._errors.down_since = None
                 self._probing = False
