@@ -25,6 +25,7 @@ _FINGERPRINT = (1 << 24) - 1
 _IDS = {"raw": 1, "str": 2, "msgpack": 3, "json": 4, "pickle": 5, "pydantic": 6}
 _FIX = "annotate it precisely, or pass codec='json' or codec='pickle'"
 RAW_FLAGS = _IDS["raw"] << _CODEC_SHIFT  # values of the low-level API: bytes without a type
+UNCACHEABLE = 15 << _CODEC_SHIFT  # an empty item that says: the value is too large for the cache, load and do not wait
 _UNUSED = 3 << 24
 _NAMES = {number: name for name, number in _IDS.items()}
 INFLATED_MAX = 64 * 2**20  # bytes; a kilobyte in the cache must not become a gigabyte in the reader
@@ -52,7 +53,10 @@ class Codec:
         return _IDS[self.name] << _CODEC_SHIFT | self.fingerprint
 
     def encode(self, value: Any) -> tuple[int, bytes]:
-        """Return (client flags, body). None needs no body. Raises TypeError when the value does not fit."""
+        """Return (client flags, body). None needs no body. Raises TypeError when the value does not fit.
+
+        What cannot be read back would be loaded again by every caller, so it is read back once, here.
+        """
         flags = self.tag
         if value is None:
             return flags | _NONE, b""
@@ -60,6 +64,10 @@ class Codec:
             body = self.dump(value)
         except Exception as error:  # it runs code of the value's class, and pickle raises nearly anything
             raise TypeError(str(error)) from error
+        try:
+            self.load(body)
+        except Exception as error:
+            raise TypeError(f"it could not be read back: {error}") from error
         if self.compress_over is not None and self.compress_over < len(body) <= INFLATED_MAX:
             packed = zlib.compress(body, 1)
             if len(packed) < len(body):
@@ -171,7 +179,18 @@ def _inferred(annotation: Any, where: str) -> _Parts:
         return _pydantic(bare, where)
     _refuse_open(annotation, where)
     encoder, decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(annotation)
-    return "msgpack", _shape(annotation), encoder.encode, decoder.decode
+    record = _record(bare)
+    dump = encoder.encode if record is None else lambda value: encoder.encode(_expect(value, record))
+    return "msgpack", _shape(annotation), dump, decoder.decode
+
+
+def _record(bare: Any) -> type | None:
+    """Return the class whose instances an annotation wants; a dict of the same fields encodes alike, yet is none."""
+    kind = typing.get_origin(bare) or bare
+    if not isinstance(kind, type):
+        return None
+    is_record = dataclasses.is_dataclass(kind) or issubclass(kind, msgspec.Struct) or hasattr(kind, "_fields")
+    return kind if is_record else None
 
 
 def _expect(value: Any, kind: type) -> Any:
@@ -221,6 +240,8 @@ def _refuse_custom(info: Any, where: str, seen: set[int]) -> None:
     seen.add(id(info))
     if isinstance(info, msgspec.inspect.CustomType):
         raise DefinitionError(f"{where}: {info.cls.__qualname__} has no encoding of its own; {_FIX}")
+    if isinstance(info, msgspec.inspect.AnyType):  # its values come back as what MessagePack has: a UUID as a str
+        raise DefinitionError(f"{where}: the return annotation has a part that can be anything; {_FIX}")
     for child in _children(info):
         _refuse_custom(child, where, seen)
 

@@ -55,6 +55,12 @@ class Address(TypedDict):
     number: int
 
 
+class LooseAddress(TypedDict):
+    """A TypedDict with a field that can be anything."""
+
+    extra: dict[str, Any]
+
+
 class Pair(NamedTuple):
     """A NamedTuple."""
 
@@ -178,6 +184,21 @@ def test_explicit_codecs() -> None:
         *(typing.Dict, typing.List, typing.Optional[typing.Dict], Mapping, Sequence),  # noqa: UP006, UP045
         *(typing.TypeVar("T"), Row, Row | None, list[Row], dict[str, Row], HoldsRow, complex, typing.Iterator[int]),
         *(list[Account], "NotResolved", typing.NoReturn),
+        *(
+            list[Any],
+            dict[str, Any],
+            tuple[int, Any],
+            list[dict],
+            dict[str, list],
+            list[object],
+            list[typing.TypeVar("T")],
+        ),
+        *(
+            dataclasses.make_dataclass("Open", [("data", Any)]),
+            list[dict[str, Any] | None],
+            LooseAddress,
+            list[typing.TypeVar("T")],
+        ),
     ],
     ids=str,
 )
@@ -213,12 +234,36 @@ def test_unknown_codec_refused() -> None:
 
 @pytest.mark.parametrize(
     ("annotation", "value"),
-    [(bytes, "text"), (bytes, bytearray(b"x")), (str, b"bytes"), (Media, Row(1)), (Account, Row(1))],
+    [
+        *((bytes, "text"), (bytes, bytearray(b"x")), (str, b"bytes"), (Media, Row(1)), (Account, Row(1))),
+        *((Media, {"id": 1, "title": "a"}), (Media | None, {"id": 1}), (Point, (1.0, 2.0)), (Pair, (1, "r"))),
+        *((list[Point], [Pair(1, "r")]), (int, True), (int, "1"), (dict[str, int], {"a": "b"}), (list[int], 5)),
+        *((Address, {"street": "s"}), (tuple[int, int], (1,)), (Media, Media("1", "a")), (int, 2**64)),  # type: ignore[arg-type]
+        (Account, Account.model_construct(id="x", owner="ann", opened=datetime.date(2024, 1, 1))),
+    ],
 )
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_values_that_do_not_fit(annotation: Any, value: Any) -> None:
-    """A value that the codec cannot encode is a TypeError at once, not bytes that nobody can read."""
+    """A value that is not what the annotation says is a TypeError at once, not bytes that nobody can read."""
     with pytest.raises(TypeError):
         codec(annotation).encode(value)
+
+
+class Unloadable:
+    """A class whose pickle cannot be loaded."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_what_cannot_be_read_back_is_not_stored() -> None:
+    """A value that would be a miss for every reader is a TypeError for its loader, whichever the codec."""
+    with pytest.raises(TypeError, match="could not be read back: invalid literal for int"):
+        codec(name="pickle").encode(Unloadable())
+    with pytest.raises(TypeError, match="could not be read back: Expected `int`, got `bool`"):
+        codec(int).encode(True)
+    with pytest.raises(TypeError, match="expected Media, not dict"):
+        codec(Media).encode({"id": 1, "title": "a"})
 
 
 def test_values_that_do_not_pickle() -> None:
