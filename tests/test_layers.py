@@ -25,7 +25,7 @@ LAYERS: dict[str, list[str]] = {
     "4 functions": ["function", "decorator"],
     "5 surface": ["cache", ""],
     "6 counters": ["counter_sql", "counters"],
-    "7 surroundings": ["contrib", "lab", "lab.*"],
+    "7 surroundings": ["prometheus", "contrib", "lab", "lab.*"],
     "D daemon": [
         "invalidation",
         *(f"invalidation.{name}" for name in ("settings", "logs", "source", "catalog", "ddl", "lint", "router")),
@@ -52,7 +52,7 @@ THIRD_PARTY: dict[str, list[str]] = {
         "lab.*",
         *(f"invalidation.{n}" for n in ("source", "gate", "ddl", "lint")),
     ],
-    "prometheus_client": ["invalidation.status", "invalidation.server", "metrics"],
+    "prometheus_client": ["invalidation.status", "invalidation.server", "prometheus"],
     "tomli": ["invalidation.settings"],
     "tomllib": ["invalidation.settings"],  # not in the standard library of Python 3.10
     "typer": ["cli", "commands", "commands.*"],
