@@ -1,7 +1,9 @@
 """`leasecache stats`: what the nodes of a cache tell about themselves."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +11,8 @@ import typer
 from leasecache.commands import AsJson, print_table
 
 if TYPE_CHECKING:
+    from leasecache.errors import NodeError
+    from leasecache.stores.base import LeaseNode
     from leasecache.stores.routed import RoutedStore
 
 CacheUrl = Annotated[
@@ -16,6 +20,10 @@ CacheUrl = Annotated[
     typer.Option(
         "--cache", metavar="URL", envvar="LEASECACHE_CACHE_URL", help="The application's URL, with its namespace."
     ),
+]
+Watch = Annotated[
+    int | None,
+    typer.Option("--watch", metavar="SECONDS", min=1, max=86400, help="Look again every so often, until interrupted."),
 ]
 
 _FIGURES = ("version", "uptime", "items", "memory", "hits", "misses", "ratio", "sets", "evicted", "conns")
@@ -34,22 +42,38 @@ def open_networked(url: str) -> "RoutedStore":
     return store
 
 
-def stats(cache: CacheUrl, as_json: AsJson = False) -> None:
+def stats(cache: CacheUrl, watch: Watch = None, as_json: AsJson = False) -> None:
     """Print each node's own figures. To memcached a lease is a hit, and the load that follows it is a set."""
+    from rich.console import Console
+
+    nodes = open_networked(cache).nodes
+    if watch is None:
+        for error in _print(nodes, 2 if as_json else None):
+            raise error
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            Console().clear()  # a terminal; a file or pipe gets one look after the other
+            for error in _print(nodes, 0 if as_json else None):
+                typer.echo(f"leasecache: {error}", err=True)
+            time.sleep(watch)
+
+
+def _print(nodes: "Sequence[LeaseNode]", indent: int | None) -> list["NodeError"]:
+    """Print the figures of the nodes that answer, None as a table, else as JSON; return why the others did not."""
     from leasecache.errors import NodeError
 
     figures, failures = [], []
-    for node in open_networked(cache).nodes:
+    for node in nodes:
         try:
             figures.append({"node": node.name, **_figures(node.stats())})
         except NodeError as error:
             failures.append(error)
-    if as_json:
-        typer.echo(json.dumps(figures, indent=2))
+    if indent is not None:
+        typer.echo(json.dumps(figures, indent=indent or None))
     elif figures:
         _show(figures)
-    if failures:
-        raise failures[0]
+    return failures
 
 
 def _figures(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import uuid
@@ -16,7 +17,7 @@ from pymemcache.client.base import Client
 
 from leasecache import Cache, Lease, Stored
 from leasecache.cli import main
-from leasecache.lab import MemcachedServer, free_port
+from leasecache.lab import MemcachedServer, TcpProxy, free_port
 from tests.fix_daemon import run_to_exit
 
 Run = Callable[..., tuple[int, bytes, str]]
@@ -259,6 +260,40 @@ def test_stats_of_a_node_that_is_down(memcached: MemcachedServer, run: Run) -> N
     code, out, err = run("stats", "--cache", f"memcached://{gone},{memcached.address}", "--json")
     assert (code, [node["node"] for node in json.loads(out)]) == (2, [memcached.address])
     assert (err.count("\n"), gone in err) == (1, True)
+
+
+def test_stats_of_a_node_that_says_nothing(memcached: MemcachedServer, run: Run) -> None:
+    """A node that takes the connection and never answers is one line, too."""
+    with TcpProxy(memcached.port) as proxy:
+        proxy.stall()
+        code, out, err = run("stats", "--cache", f"memcached://{proxy.address}?timeout=0.2")
+    assert (code, out, err) == (2, b"", f"leasecache: memcached {proxy.address}: no answer in time\n")
+
+
+def test_stats_again_and_again(shared_memcached: MemcachedServer) -> None:
+    """--watch prints a line of JSON per look and goes on when a node is gone; interrupted, it ends with exit code 0."""
+    with MemcachedServer() as server:
+        names = [shared_memcached.address, server.address]
+        url = f"memcached://{','.join(names)}"
+        command = [sys.executable, *CLI, "stats", "--cache", url, "--watch", "1", "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            assert watching.stderr is not None
+            assert [node["node"] for node in json.loads(watching.stdout.readline())] == names
+            server.kill()
+            assert server.address in watching.stderr.readline()
+            while len(json.loads(watching.stdout.readline())) != 1:
+                pass
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(30) == 0
+            assert "Traceback" not in watching.stderr.read()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "1e9", "soon"])
+def test_watch_takes_whole_seconds(run: Run, seconds: str) -> None:
+    """What is no number of seconds to sleep is wrong use."""
+    code, _, err = run("stats", "--cache", "memcached://127.0.0.1", "--watch", seconds)
+    assert (code, "--watch" in err) == (2, True)
 
 
 def on_terminal(*arguments: str) -> str:
