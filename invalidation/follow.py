@@ -17,7 +17,7 @@ from leasecache.invalidation.dispatch import Dispatcher
 from leasecache.invalidation.gate import Gate, View
 from leasecache.invalidation.source import Replication
 from leasecache.invalidation.status import Monitor
-from leasecache.invalidation.stream import Keepalive, Stream, Transaction, status_update
+from leasecache.invalidation.stream import Garbage, Keepalive, Stream, Transaction, status_update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +139,8 @@ class Follower:
             self._reply = self._reply or arrived.reply_requested
             if not self._stream.in_transaction:
                 self._reach(arrived.wal_end, now)
+        elif isinstance(arrived, Garbage):
+            self._monitor.garbled(arrived.reason)
         elif arrived is not None:
             self._monitor.received(arrived)
             if arrived.touched.keys:

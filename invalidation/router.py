@@ -10,7 +10,8 @@ from typing import NamedTuple
 from leasecache.errors import DefinitionError, SourceError
 from leasecache.invalidation.pgoutput import UNCHANGED, Change, Delete, Insert, Relation, Truncate, Tuple, Update, Value
 from leasecache.invalidation.stream import Loss, Touched
-from leasecache.keys import KeyTemplate
+from leasecache.keys import KeyTemplate, key_prefix
+from leasecache.messages import read_payload
 from leasecache.rules import Rule, RuleSet
 
 Render = Callable[[Sequence[bytes | None]], bytes]
@@ -42,6 +43,7 @@ class Router:
         """Compile `rules`. Raises DefinitionError when a template, its kinds and its columns do not go together."""
         self._rules: dict[tuple[str, str], list[tuple[Rule, tuple[str, ...], Render]]] = {}
         self._targets: dict[int, Target | None] = {}
+        self._prefix = key_prefix(rules.namespace)
         for rule in rules.rules:
             template = KeyTemplate.parse(rule.template, rule.kinds)
             if set(template.fields) != set(rule.fields):
@@ -68,6 +70,14 @@ class Router:
         for route in target.routes:
             for key in _keys(change, target, route, touched):
                 _touch(touched, key, route.rule.stale_for)
+
+    def hear(self, content: bytes, touched: Touched) -> str | None:
+        """Add the keys of a commit message that are of this namespace; return what of it was not understood."""
+        keys, fault = read_payload(content)
+        for key, stale_for in keys.items():
+            if key.startswith(self._prefix):
+                _touch(touched, key, stale_for)
+        return fault
 
     def _truncate(self, change: Truncate, touched: Touched) -> None:
         for relid in change.relids:

@@ -33,7 +33,8 @@ class Figures:
         self.transactions = self._counter("transactions", "Transactions received")
         self.rows = self._counter("rows", "Changed rows received")
         self.keys = self._counter("keys", "Keys that transactions touched, de-duplicated within each")
-        self.messages = self._counter("messages", "Commit messages received, which this version does not act on")
+        self.messages = self._counter("messages", "Commit messages received")
+        self.garbage = self._counter("garbled_messages", "Commit messages that were not understood, at least in part")
         self.losses = self._counter("unserved_changes", "Changes whose keys are not in the stream", "reason", "table")
         self.batches = self._counter("batches", "Batches acknowledged", "node")
         self.invalidations = self._counter("invalidations", "Keys acknowledged", "node")
@@ -67,6 +68,7 @@ class Monitor:
         self._gate_since: float | None = None
         self._nodes_since: dict[str, float] = {}  # node → monotonic s since which it fails
         self._losses: Tally[Loss] = Tally()
+        self._garbled = False
         self._received = self._acknowledged = 0
 
     def connected(self, gate: str, why: str, **fields: object) -> None:
@@ -89,6 +91,14 @@ class Monitor:
     def decode_failed(self) -> None:
         """Note a frame that could not be understood."""
         self.figures.decode_errors.inc()
+
+    def garbled(self, reason: str) -> None:
+        """Note a commit message that was not understood; whoever may connect to the database can send some."""
+        self.figures.garbage.inc()
+        if not self._garbled:
+            self._garbled = True
+            fix = "send them with this or an older version of leasecache; further ones are only counted"
+            event(logging.WARNING, "garbled-message", reason=reason, fix=fix)
 
     def received(self, transaction: Transaction) -> None:
         """Note a complete transaction."""

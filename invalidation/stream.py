@@ -28,9 +28,9 @@ from leasecache.invalidation.pgoutput import (
     decode,
 )
 from leasecache.invalidation.wire import Reader
+from leasecache.messages import PREFIX
 
 POSTGRES_EPOCH = 946_684_800  # 2000-01-01 UTC in Unix seconds
-MESSAGE_PREFIX = "leasecache"
 
 _STATUS = struct.Struct("!cQQQqB")
 
@@ -55,6 +55,12 @@ class Loss(NamedTuple):
     reason: str  # "truncate" | "toast" | "identity" | "column" | "value"
     table: str
     function: str  # whose keys stay stale; "*" = all of the table
+
+
+class Garbage(NamedTuple):
+    """A commit message of our prefix that could not be understood, at least in part."""
+
+    reason: str
 
 
 @dataclass(slots=True)
@@ -86,6 +92,10 @@ class Rows(Protocol):
 
     def route(self, change: Change, touched: Touched) -> None:
         """Add what `change` touches."""
+        ...
+
+    def hear(self, content: bytes, touched: Touched) -> str | None:
+        """Add what a commit message names; return what of it could not be understood."""
         ...
 
 
@@ -125,22 +135,21 @@ class Stream:
         self._begin: Begin | None = None
         self._touched = Touched()
         self.received = 0  # highest position the server has reported
-        self.stray_messages = 0  # commit messages outside a transaction
 
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction has begun and its Commit has not arrived."""
         return self._begin is not None
 
-    def receive(self, frame: bytes) -> Transaction | Keepalive | None:
-        """Take one frame; return a keepalive, or the transaction it completes."""
+    def receive(self, frame: bytes) -> Transaction | Keepalive | Garbage | None:
+        """Take one frame; return a keepalive, the transaction it completes, or what is wrong with a commit message."""
         parsed = parse_frame(frame)
         self.received = max(self.received, parsed.wal_end)
         if isinstance(parsed, Keepalive):
             return parsed
         return self._take(decode(parsed.payload))
 
-    def _take(self, message: AnyMessage) -> Transaction | None:
+    def _take(self, message: AnyMessage) -> Transaction | Garbage | None:
         if type(message) not in _ALLOWED[self.in_transaction]:
             where = "inside" if self.in_transaction else "outside"
             raise SourceError(f"{type(message).__name__} arrived {where} a transaction")
@@ -153,8 +162,8 @@ class Stream:
             return self._complete(message)
         elif isinstance(message, Relation):
             self._rows.describe(message)
-        elif isinstance(message, Message) and message.prefix == MESSAGE_PREFIX:
-            self._count_message()
+        elif isinstance(message, Message) and message.prefix == PREFIX:
+            return self._hear(message)
         return None
 
     def _complete(self, commit: Commit) -> Transaction:
@@ -170,11 +179,12 @@ class Stream:
             touched=self._touched,
         )
 
-    def _count_message(self) -> None:
-        if self.in_transaction:
-            self._touched.messages += 1
-        else:
-            self.stray_messages += 1
+    def _hear(self, message: Message) -> Garbage | None:
+        if not (message.transactional and self.in_transaction):
+            return Garbage("sent without regard to its transaction")  # which may be open still, or rolled back
+        self._touched.messages += 1
+        fault = self._rows.hear(message.content, self._touched)
+        return None if fault is None else Garbage(fault)
 
 
 _ANYWHERE = frozenset({Relation, Type, Message})

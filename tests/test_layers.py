@@ -18,10 +18,13 @@ LAYERS: dict[str, list[str]] = {
     "0 plain values": ["errors", "policy", "rules", "fork", "invalidation.lsn"],
     "1 hot path": ["_hot", "_pure", "_accel"],
     "2 sans-IO": [
-        *("keys", "codecs", "lease", "signature", "stores.meta"),
+        *("keys", "codecs", "lease", "signature", "messages", "stores.meta"),
         *("invalidation.wire", "invalidation.pgoutput", "invalidation.stream"),
     ],
-    "3 waiting": ["metrics", "stores", "stores.*", "flow", "singleflight", "background", "driver", "config", "target"],
+    "3 waiting": [
+        *("metrics", "stores", "stores.*", "flow", "singleflight", "background", "driver", "config", "target"),
+        "transaction",
+    ],
     "4 functions": ["function", "decorator"],
     "5 surface": ["cache", ""],
     "6 counters": ["counter_sql", "counters"],

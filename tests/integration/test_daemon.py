@@ -198,14 +198,6 @@ def test_truncate_is_owned_up_to(world: World) -> None:
     assert "level=error event=unserved reason=truncate table=public.media" in world.daemon.log()
 
 
-def test_commit_messages_are_counted(world: World) -> None:
-    """A message of our prefix is counted, garbage or not, and crashes nothing."""
-    world.daemon.start().streaming()
-    world.write("select pg_logical_emit_message(true, 'leasecache', decode('00ff', 'hex')::bytea)")
-    wait_until(lambda: world.daemon.metric("messages_total") == 1, WITHIN, "the message")
-    world.await_confirmed(world.written())
-
-
 def test_pages(world: World) -> None:
     """The status server answers on the port that it logged."""
     world.daemon.start().streaming()

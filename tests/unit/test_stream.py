@@ -13,6 +13,7 @@ from leasecache.invalidation.lsn import format_lsn, parse_lsn
 from leasecache.invalidation.pgoutput import Change, Commit, Delete, Insert, Relation, Update, decode
 from leasecache.invalidation.stream import (
     Data,
+    Garbage,
     Keepalive,
     Stream,
     Touched,
@@ -42,6 +43,12 @@ class Recorder:
         """Touch the key that is named after the relation."""
         if isinstance(change, (Insert, Update, Delete)):
             touched.keys[b"%d" % change.relid] = 0.0
+
+    def hear(self, content: bytes, touched: Touched) -> str | None:
+        """Touch the key that is the message, unless it is empty."""
+        if content:
+            touched.keys[content] = 5.0
+        return None if content else "empty"
 
 
 def data(payload: bytes, wal_end: int = 0) -> bytes:
@@ -111,16 +118,43 @@ def test_messages_out_of_order(payloads: tuple[bytes, ...]) -> None:
         stream.receive(data(payloads[-1]))
 
 
-def test_messages_are_counted() -> None:
-    """Commit messages of our prefix are counted with their transaction, those of others are not."""
+def emitted(content: bytes, *, prefix: bytes = b"leasecache", transactional: int = 1) -> bytes:
+    """Return what `pg_logical_emit_message` puts into the stream."""
+    return b"M" + struct.pack("!BQ", transactional, 5) + prefix + b"\0" + struct.pack("!i", len(content)) + content
+
+
+def test_commit_messages_belong_to_their_transaction() -> None:
+    """What a message of our prefix names is touched by its transaction; those of others are passed over."""
     stream = Stream(Recorder())
-    ours = b"M" + struct.pack("!BQ", 1, 5) + b"leasecache\0" + struct.pack("!i", 3) + b"\0\xff\0"
-    theirs = b"M" + struct.pack("!BQ", 1, 5) + b"other\0" + struct.pack("!i", 0)
-    for payload in (ours, BEGIN, ours, theirs):
-        stream.receive(data(payload))
+    for payload in (BEGIN, emitted(b"a"), emitted(b"b", prefix=b"leasecache.ddl"), emitted(b"c", prefix=b""), INSERT):
+        assert stream.receive(data(payload)) is None
     done = stream.receive(data(COMMIT))
     assert isinstance(done, Transaction)
-    assert (done.touched.messages, stream.stray_messages) == (1, 1)
+    assert (done.touched.keys, done.touched.messages) == ({b"a": 5.0, b"1": 0.0}, 1)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (emitted(b""), "empty"),
+        (emitted(b"a", transactional=0), "sent without regard to its transaction"),
+    ],
+)
+def test_garbled_messages(payload: bytes, reason: str) -> None:
+    """A message that is not understood, or that a rolled back transaction may have sent, is handed back as garbage."""
+    stream = Stream(Recorder())
+    stream.receive(data(BEGIN))
+    assert stream.receive(data(payload)) == Garbage(reason)
+    done = stream.receive(data(COMMIT))
+    assert isinstance(done, Transaction)
+    assert done.touched.keys == {}
+
+
+def test_a_message_outside_of_transactions() -> None:
+    """A message that no transaction holds is garbage, and the stream goes on."""
+    stream = Stream(Recorder())
+    assert stream.receive(data(emitted(b"a"))) == Garbage("sent without regard to its transaction")
+    assert stream.receive(data(BEGIN)) is None
 
 
 def test_relations_do_not_move_the_position() -> None:
