@@ -114,8 +114,8 @@ class TcpProxy:
             await asyncio.gather(
                 _pump(client, to_server, self._valves["requests"]), _pump(server, to_client, self._valves["replies"])
             )
-        except ConnectionError:
-            return None  # one side was reset; closing passes that on
+        except OSError:
+            return None  # one side was reset or has gone; closing passes that on
         finally:
             self._writers -= ends
             for writer in ends:
