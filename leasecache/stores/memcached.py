@@ -35,7 +35,7 @@ class MemcachedNode:
     def __init__(self, name: str, *, timeout: float = 1.0, connect_timeout: float = 1.0, pool: int = 64) -> None:
         """`name` is "host:port" or a socket's path; times in s; `pool` connections at most. Opens nothing."""
         self.name = name
-        self._address = _address(name)
+        self._address = node_address(name)
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._pool = Pool(self._connect, pool, patience=timeout)
@@ -90,7 +90,7 @@ class MemcachedNode:
     def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer]:
         """Return an answer per ask, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
         answers: list[Answer] = []
-        for chunk in _chunks([meta.lease_get(*ask) for ask in asks]):
+        for chunk in chunks([meta.lease_get(*ask) for ask in asks]):
             asked = [ask.key for ask in asks[len(answers) : len(answers) + len(chunk)]]
             answers += self._exchange(b"".join(chunk), len(chunk), meta.read_answers, asked)
         return answers
@@ -144,7 +144,7 @@ class MemcachedNode:
 
         Returns once the server has acknowledged every key. Raises NodeError when it has not; repeating is safe.
         """
-        for chunk in _chunks(keys):
+        for chunk in chunks(keys):
             if stale_for < 1:
                 request = meta.delete_quietly(chunk)
             else:
@@ -228,7 +228,7 @@ class MemcachedNode:
 
     def _connect(self) -> Connection:
         with _Admin(self) as client:
-            _require_version(self.name, client.version())
+            require_version(self.name, client.version())
             item_size_max = self._item_size_max(client)
             sock, client.sock = client.sock, None  # the wire owns it from here
         return Connection(self._wire(sock), item_size_max)
@@ -291,21 +291,24 @@ class _Admin:
             raise NodeError(f"memcached {self._name}: {error or type(error).__name__}") from error
 
 
-def _address(name: str) -> Address:
+def node_address(name: str) -> Address:
+    """Return host and port, or the path of a Unix socket."""
     if name.startswith("/"):
         return name
     host, _, port = name.rpartition(":")
     return host.strip("[]"), int(port)
 
 
-def _require_version(name: str, version: bytes) -> None:
+def require_version(name: str, version: bytes) -> None:
+    """Raise ConfigError when the version that a server gives is too old for leases."""
     numbers = tuple(int(part) for part in version.split(b"-")[0].split(b".") if part.isdigit())
     if numbers < LEAST_VERSION:
         text = version.decode(errors="replace")
         raise ConfigError(f"memcached {name} is version {text}; leases need 1.6.13 or newer: upgrade it")
 
 
-def _chunks(parts: Sequence[bytes]) -> Iterable[list[bytes]]:
+def chunks(parts: Sequence[bytes]) -> Iterable[list[bytes]]:
+    """Split requests into lists of at most CHUNK bytes, one request at least."""
     chunk: list[bytes] = []
     size = 0
     for part in parts:

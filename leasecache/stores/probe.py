@@ -48,6 +48,13 @@ class Probe:
                 if self._errors.down_since is None:
                     self._errors.down_since = now
 
+    def passed_on(self) -> None:
+        """Let the next caller probe: this one was cancelled before it knew."""
+        if self.delay:
+            with self._lock:
+                if self._probing:
+                    self._until = 0.0
+
     def answered(self) -> None:
         """Believe that the node is up."""
         if self.delay:
