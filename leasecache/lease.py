@@ -10,17 +10,27 @@ import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
+EXPLICIT_CAS = 1 << 62  # CAS numbers from here on were chosen at random by a client; no server counts that far
+ANY_CONNECTION = 1 << 62  # instead of a connection's number: later than all of them
+NO_CONNECTION = 0  # earlier than all of them
+
 
 class Token(NamedTuple):
     """Proves the right to store: the item's CAS, and when it was issued in terms of this process's connections.
 
-    A CAS number can come back after a server restart. A connection that is older than the token has outlived any
-    restart, so only such a connection may present it.
+    A CAS that a server has counted can come back after its restart. A connection that is older than the token has
+    outlived any restart, so only such a connection may present it. A CAS that a client has drawn at random never comes
+    back: its epoch is ANY_CONNECTION.
     """
 
     cas: int
     epoch: int  # number of the latest connection when the lease-get was sent
     born: int  # number of the connection that brought the answer
+
+
+def token(cas: int, epoch: int, born: int) -> Token:
+    """Return the token of a CAS that connection `born` brought when connection `epoch` was the latest."""
+    return Token(cas, ANY_CONNECTION if cas >= EXPLICIT_CAS else epoch, born)
 
 
 class Hit(NamedTuple):

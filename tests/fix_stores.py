@@ -13,6 +13,7 @@ from leasecache.stores.memory import MemoryStore
 from leasecache.stores.routed import RoutedStore
 
 WIRES = {"c": (_hot.Wire, _hot.parse_reply), "python": (_pure.Wire, _pure.parse_reply)}
+SERVERS = {"memcached": "shared_memcached", "memcached_e": "recent_memcached"}  # with its own CAS numbers, with ours
 
 
 @pytest.fixture(scope="session")
@@ -22,16 +23,24 @@ def shared_memcached() -> Iterator[MemcachedServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "memcached-c", "memcached-python"])
+@pytest.fixture(scope="session")
+def recent_memcached() -> Iterator[MemcachedServer]:
+    """One like that, which takes CAS numbers from its clients."""
+    with MemcachedServer(recent=True) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", *(f"{server}-{wire}" for server in SERVERS for wire in WIRES)])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Each store; memcached once over the compiled wire and once over its pure twin."""
+    """Each store; memcached of either kind once over the compiled wire and once over its pure twin."""
     if request.param == "memory":
         yield MemoryStore()
         return
-    wire, parse = WIRES[request.param.removeprefix("memcached-")]
+    kind, _, implementation = request.param.partition("-")
+    wire, parse = WIRES[implementation]
     monkeypatch.setattr(_accel, "Wire", wire)
     monkeypatch.setattr(_accel, "parse_reply", parse)
-    server: MemcachedServer = request.getfixturevalue("shared_memcached")
+    server: MemcachedServer = request.getfixturevalue(SERVERS[kind])
     opened = RoutedStore([MemcachedNode(server.address)])
     yield opened
     opened.close()

@@ -1,45 +1,71 @@
 """Leases on one memcached server, by the meta protocol."""
 
+import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pymemcache.client.base import Client
-from pymemcache.exceptions import MemcacheError
 
 from leasecache import _accel, _pure
 from leasecache._accel import Reply, Wire
-from leasecache.errors import ConfigError, NodeError, NodeTimeout, ProtocolError
-from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Refused, Token
+from leasecache.codecs import UNCACHEABLE
+from leasecache.errors import LeasecacheError, NodeError, NodeTimeout, ProtocolError
+from leasecache.lease import ANY_CONNECTION, NO_CONNECTION, Answer, Ask, Fill, Hit, Lease, Refused, Token
 from leasecache.metrics import NodeStats
 from leasecache.stores import meta
 from leasecache.stores.base import BatchReader, Outcome, Reader
+from leasecache.stores.dial import Dialer, Tls
+from leasecache.stores.greeting import Credentials
 from leasecache.stores.pool import EPOCH, Connection, Pool
 from leasecache.stores.probe import Probe
 
-LEAST_VERSION = (1, 6, 13)  # md C and ms c behave since then
 CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
-SETTINGS_FOR = 5.0  # s that a server's settings are taken to be what they were
 QUIET = -1  # instead of a number of replies: as many as come before MN
 
-Address = tuple[str, int] | str
 T = TypeVar("T")
 C = TypeVar("C")
+Build = Callable[[Connection], bytes]  # the request, for this connection
 Read = Callable[[list[Reply], int, int, C], T]  # replies, epoch when they were asked for, that of the connection
+
+
+class _NoEpoch:
+    """Instead of EPOCH behind a proxy, whose connections survive restarts of the server: they prove nothing."""
+
+    latest = NO_CONNECTION
 
 
 class MemcachedNode:
     """One memcached server: leases by the meta protocol over a pool of connections."""
 
-    def __init__(self, name: str, *, timeout: float = 1.0, connect_timeout: float = 1.0, pool: int = 64) -> None:
-        """`name` is "host:port" or a socket's path; times in s; `pool` connections at most. Opens nothing."""
+    def __init__(
+        self,
+        name: str,
+        *,
+        timeout: float = 1.0,
+        connect_timeout: float = 1.0,
+        pool: int = 64,
+        tls: Tls | None = None,
+        credentials: Credentials | None = None,
+        proxied: bool = False,
+    ) -> None:
+        """`name` is "host:port" or a socket's path; times in s; `pool` connections at most. Opens nothing.
+
+        `proxied`: what answers there is a TCP proxy, so that only CAS numbers chosen by us make a lease safe.
+        """
         self.name = name
-        self._address = node_address(name)
         self._timeout = timeout
-        self._connect_timeout = connect_timeout
+        self._dialer = Dialer(
+            name,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            tls=tls,
+            credentials=credentials,
+            proxied=proxied,
+        )
+        self._epoch = _NoEpoch() if proxied else EPOCH
         self._pool = Pool(self._connect, pool, patience=timeout)
-        self._size_limit, self._settings_until = 0, 0.0  # bytes; monotonic s
         self.errors = NodeStats()
         self._down = Probe(self.errors)
 
@@ -50,16 +76,17 @@ class MemcachedNode:
 
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
-        request = meta.lease_get(key, lease_for, refresh_ahead)
-        return self._exchange(request, 1, meta.read_answers, (key,))[0]
+        return self._exchange(
+            lambda c: meta.lease_get(key, lease_for, refresh_ahead, c.mark()), 1, meta.read_answers, (key,)
+        )[0]
 
     def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
 
         A plain hit over an idle connection takes the short way; everything else goes the way of `lease_get`.
         """
-        request = meta.lease_get(b"%b", lease_for, refresh_ahead)
-        idle, release, down = self._pool.idle, self._pool.release, self._down
+        request = meta.lease_get(b"%b", lease_for, refresh_ahead, b"%b")
+        idle, release, down, clock = self._pool.idle, self._pool.release, self._down, self._epoch
 
         def read(key: bytes) -> bytes | Answer:
             if down.delay or not idle:
@@ -68,17 +95,16 @@ class MemcachedNode:
                 connection = idle.pop()
             except IndexError:  # another thread was faster
                 return self.lease_get(key, lease_for, refresh_ahead)
-            epoch = EPOCH.latest
+            epoch = clock.latest
             try:
-                found = connection.wire.hit(request % key, flags)
+                found = connection.wire.hit(request % (key, connection.mark()), flags)
                 if isinstance(found, bytes):
                     answer: bytes | Answer = found
                 else:
                     [answer] = meta.read_answers([found], epoch, connection.epoch, (key,))
             except NodeError as error:
-                self._pool.discard(connection)
-                self.errors.count(error)
-                return self._again(connection, self._named(error), request % key, 1, meta.read_answers, (key,))[0]
+                self._broke(connection, error)
+                return self.lease_get(key, lease_for, refresh_ahead)
             except BaseException:
                 self._pool.discard(connection)
                 raise
@@ -90,9 +116,8 @@ class MemcachedNode:
     def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer]:
         """Return an answer per ask, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
         answers: list[Answer] = []
-        for chunk in chunks([meta.lease_get(*ask) for ask in asks]):
-            asked = [ask.key for ask in asks[len(answers) : len(answers) + len(chunk)]]
-            answers += self._exchange(b"".join(chunk), len(chunk), meta.read_answers, asked)
+        for part in chunks(asks, _size_of_ask):
+            answers += self._exchange(_batch(part), len(part), meta.read_answers, [ask.key for ask in part])
         return answers
 
     def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
@@ -104,60 +129,55 @@ class MemcachedNode:
 
         return read
 
-    def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome]:
-        """Store under each lease. Raises NodeError."""
-        return [self.lease_set(*fill) for fill in fills]
-
     def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does. Raises NodeError.
 
         Of many who steal one token one gets a lease: the server compares the CAS.
         """
-        connection = self._pool.acquire_before(token.epoch)
-        if connection is not None:
-            self._over(connection, meta.steal(key, token), 1, meta.read_nothing, None)
+        self._present(token.epoch, lambda c: meta.steal(key, token, c.mark()), 1, meta.read_nothing, None)
         return self.lease_get(key, lease_for)
 
     def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Outcome:
-        """Store under the lease, over a connection older than it. Raises NodeError."""
-        if lease.token is None:
-            return Refused("the server had no room for a lease, or holds somebody else's value")
-        request = meta.lease_set(lease.key, lease.token.cas, flags, body, meta.exptime(ttl, time.time()))
-        connection = self._pool.acquire_before(lease.token.epoch)
-        if connection is None:
-            return Refused("every connection from before the lease is gone, the server may have restarted")
-        if len(lease.key) + len(body) + meta.ITEM_OVERHEAD > connection.item_size_max:
-            self._pool.release(connection)
-            self.release(lease)
-            return Refused(f"larger than the server's item_size_max of {connection.item_size_max} bytes")
-        return self._over(connection, request, 1, meta.read_outcome, None)
+        """Store under the lease. Raises NodeError.
+
+        Of a value that the server cannot hold there is a mark instead, so that nobody waits for it: UNCACHEABLE.
+        """
+        return self.lease_set_many([Fill(lease, flags, body, ttl)])[0]
+
+    def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome]:
+        """Store under each lease, with one round trip per 32 KiB. Raises NodeError."""
+        outcomes: list[Outcome] = [Refused("the server had no room for a lease, or holds somebody else's value")] * len(
+            fills
+        )
+        backed = [i for i, fill in enumerate(fills) if fill.lease.token is not None]
+        for part in chunks(backed, lambda i: len(fills[i].lease.key) + len(fills[i].body) + meta.REQUEST_OVERHEAD):
+            for i, outcome in zip(part, self._store([fills[i] for i in part]), strict=True):
+                outcomes[i] = outcome
+        return outcomes
 
     def release(self, lease: Lease) -> None:
         """Give the lease back, so that the next reader wins at once. Raises NodeError."""
-        request = meta.release(lease)
-        connection = self._pool.acquire_before(lease.token.epoch) if request and lease.token else None
-        if connection is not None and request is not None:
-            self._over(connection, request, 1, meta.read_nothing, None)
+        if lease.token is not None and meta.release(lease) is not None:
+            self._present(lease.token.epoch, lambda c: meta.release(lease, c.mark()) or b"", 1, meta.read_nothing, None)
 
     def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
         """Void leases; drop the values or leave them stale for at most `stale_for` s.
 
         Returns once the server has acknowledged every key. Raises NodeError when it has not; repeating is safe.
         """
-        for chunk in chunks(keys):
+        for part in chunks(keys, lambda key: len(key) + meta.REQUEST_OVERHEAD):
             if stale_for < 1:
-                request = meta.delete_quietly(chunk)
+                self._delete(part)
             else:
-                windows = self._exchange(meta.look(chunk), len(chunk), meta.read_windows, stale_for)
-                request = meta.mark_stale_quietly(zip(chunk, windows, strict=True))
-            self._exchange(request, QUIET, meta.read_acknowledgement, None)
+                self._mark_stale(part, stale_for)
 
     def look(self, key: bytes) -> Hit | None:
         """Return the value without touching leases or recency; the answer does not tell whether it is stale.
 
         Raises NodeError.
         """
-        with _Admin(self) as client:
+        self._down.check(f"memcached {self.name}")
+        with self._asking() as client:
             for _ in range(10):  # until both answers are about the same version of the item
                 seen = meta.debug(client.raw_command(b"me " + key))
                 (flags, value), cas = client.gets(key, default=(0, b""), cas_default=None)
@@ -167,84 +187,123 @@ class MemcachedNode:
 
     def stats(self) -> dict[str, Any]:
         """Return the server's own figures (memcached doc/protocol.txt, "General-purpose statistics")."""
-        with _Admin(self) as client:
+        with self._asking() as client:
             return {name.decode(): value for name, value in client.stats().items()}
 
     def close(self) -> None:
         """Close idle connections; the node can be used again."""
         self._pool.close()
 
-    def _exchange(self, request: bytes, count: int, read: Read[C, T], context: C) -> T:
+    def _store(self, fills: Sequence[Fill]) -> list[Outcome]:
+        """Store under each lease, all of which have a token, over one connection that may present them."""
+        limit, now = self._dialer.item_size_max, time.time()
+        fitting = [limit is None or len(f.lease.key) + len(f.body) + meta.ITEM_OVERHEAD <= limit for f in fills]
+
+        def build(connection: Connection) -> bytes:
+            return b"".join([_request_of(*pair, now, connection.mark()) for pair in zip(fills, fitting, strict=True)])
+
+        epoch = min([fill.lease.token.epoch for fill in fills if fill.lease.token is not None])
+        outcomes = self._present(epoch, build, len(fills), meta.read_outcomes, None)
+        if outcomes is None and len(fills) > 1:  # none is older than all of them, but for some there may be one
+            return [self._store([fill])[0] for fill in fills]
+        if outcomes is None:
+            return [Refused("every connection from before the lease is gone, the server may have restarted")]
+        too_large = Refused(f"larger than the server's item_size_max of {limit} bytes")
+        return [outcome if fits else too_large for outcome, fits in zip(outcomes, fitting, strict=True)]
+
+    def _delete(self, keys: Sequence[bytes]) -> None:
+        self._exchange(lambda c: meta.delete_quietly(keys), QUIET, meta.read_acknowledgement, None)
+
+    def _mark_stale(self, keys: Sequence[bytes], stale_for: float) -> None:
+        windows = self._exchange(lambda c: meta.look(keys), len(keys), meta.read_windows, stale_for)
+        marked = list(zip(keys, windows, strict=True))
+        self._exchange(lambda c: meta.mark_stale_quietly(marked, c.mark), QUIET, meta.read_acknowledgement, None)
+
+    def _exchange(self, build: Build, count: int, read: Read[C, T], context: C) -> T:
         """Send and receive over any connection, and read the replies."""
         self._down.check(f"memcached {self.name}")
-        connection = self._acquire()
-        try:
-            result = self._over(connection, request, count, read, context)
-        except NodeError as error:
-            result = self._again(connection, error, request, count, read, context)
-        self._down.answered()
-        return result
+        while True:
+            connection = self._acquire()
+            try:
+                result = self._over(connection, build, count, read, context)
+            except NodeError as error:
+                self._broke(connection, error)
+            else:
+                self._down.answered()
+                return result
 
-    def _again(self, used: Connection, error: NodeError, request: bytes, count: int, read: Read[C, T], context: C) -> T:
-        """Talk once more over a new connection if a pooled one turned out dead; else the node has failed."""
-        if isinstance(error, (NodeTimeout, ProtocolError)) or not used.pooled:
-            self._down.failed()
-            raise error
-        self._pool.drop_idle()  # what else is idle has most likely died with it
-        connection = self._acquire()
-        try:
-            return self._over(connection, request, count, read, context)
-        except NodeError:
-            self._down.failed()
-            raise
+    def _present(self, epoch: int, build: Build, count: int, read: Read[C, T], context: C) -> T | None:
+        """Do the like with tokens of `epoch`, over a connection that may present them; None when none is left."""
+        if epoch == ANY_CONNECTION:
+            return self._exchange(build, count, read, context)
+        while (connection := self._pool.acquire_before(epoch)) is not None:
+            try:
+                return self._over(connection, build, count, read, context)
+            except NodeError as error:
+                self._broke(connection, error)
+        return None
 
     def _acquire(self) -> Connection:
         try:
             return self._pool.acquire()
-        except NodeError as error:
-            self.errors.count(error)
+        except LeasecacheError as error:
+            if isinstance(error, NodeError):
+                self.errors.count(error)
             self._down.failed()
             raise
 
-    def _over(self, connection: Connection, request: bytes, count: int, read: Read[C, T], context: C) -> T:
-        """Send, receive and read; a connection whose answer was not read to a good end is not used again."""
-        epoch = EPOCH.latest  # before the request is sent: a later connection may be to a restarted server
+    def _over(self, connection: Connection, build: Build, count: int, read: Read[C, T], context: C) -> T:
+        """Send, receive and read. After a NodeError the connection is the caller's, to be reported by `_broke`."""
+        epoch = self._epoch.latest  # before the request is sent: a later connection may be to a restarted server
         wire = connection.wire
         try:
+            request = build(connection)
             replies = wire.exchange_quiet(request) if count == QUIET else wire.exchange(request, count)
             result = read(replies, epoch, connection.epoch, context)
-        except NodeError as error:
-            self._pool.discard(connection)
-            self.errors.count(error)
-            raise self._named(error) from error
+        except NodeError:
+            raise
         except BaseException:  # a signal, a greenlet's timeout: half an answer may be left on the wire
             self._pool.discard(connection)
             raise
         self._pool.release(connection)
         return result
 
-    def _named(self, error: NodeError) -> NodeError:
-        return type(error)(f"memcached {self.name}: {error}")
+    def _broke(self, connection: Connection, error: NodeError) -> None:
+        """Take note of a failed exchange; return if it may go better over another connection, else raise NodeError.
+
+        A connection that was idle may have died unnoticed. A restart ends them all, and one failed call finds that out.
+        """
+        self.errors.count(error)
+        named = type(error)(f"memcached {self.name}: {error}")
+        if isinstance(error, meta.Complaint):  # the replies are whole: nothing is wrong with connection or node
+            self._pool.release(connection)
+            raise named from error
+        self._pool.discard(connection)
+        if isinstance(error, NodeTimeout):
+            self._pool.drop_idle()  # a node that has gone without a word has ended none of them
+        elif not isinstance(error, ProtocolError):
+            self._dialer.distrust()
+            self._pool.drop_ended()
+            if connection.pooled:
+                return
+        self._down.failed()
+        raise named from error
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[Client]:
+        """Give a client for administration; what it meets counts."""
+        try:
+            with self._dialer.client() as client:
+                yield client
+        except NodeError as error:
+            self.errors.count(error)
+            self._down.failed()
+            raise
+        self._down.answered()
 
     def _connect(self) -> Connection:
-        with _Admin(self) as client:
-            require_version(self.name, client.version())
-            item_size_max = self._item_size_max(client)
-            sock, client.sock = client.sock, None  # the wire owns it from here
-        return Connection(self._wire(sock), item_size_max)
-
-    def _item_size_max(self, client: Client) -> int:
-        """Return the server's limit in bytes, asked anew when the last answer is some s old. Raises ConfigError.
-
-        A herd opens many connections at once, and reading the settings is most of what that costs.
-        """
-        if time.monotonic() >= self._settings_until:
-            settings = client.stats("settings")
-            if settings.get(b"cas_enabled") in (b"no", False):  # the client may or may not have parsed it
-                raise ConfigError(f"memcached {self.name} runs with -C (no CAS); leases need it: start it without -C")
-            self._size_limit = int(settings.get(b"item_size_max", 2**20))
-            self._settings_until = time.monotonic() + SETTINGS_FOR
-        return self._size_limit
+        sock, terms = self._dialer.dial()
+        return Connection(self._wire(sock), sock, explicit=terms.explicit)
 
     def _wire(self, sock: Any) -> Wire:
         # A monkey-patched or TLS socket must do its own waiting: asked of this socket, not of the import order.
@@ -252,70 +311,30 @@ class MemcachedNode:
             return _accel.Wire(sock, self._timeout)
         return _pure.Wire(sock, self._timeout, _accel.parse_reply)
 
-    def client(self) -> Client:
-        """Return an unconnected pymemcache client of this node, for connecting and administration."""
-        return Client(
-            self._address,
-            connect_timeout=self._connect_timeout,
-            timeout=self._timeout,
-            no_delay=True,
-            serde=_RawSerde(),
-        )
+
+def _size_of_ask(ask: Ask) -> int:
+    return len(ask.key) + meta.REQUEST_OVERHEAD
 
 
-class _RawSerde:
-    """Gives pymemcache's readers the client flags beside the bytes."""
-
-    def serialize(self, key: bytes, value: bytes) -> tuple[bytes, int]:
-        return value, 0
-
-    def deserialize(self, key: bytes, value: bytes, flags: int) -> tuple[int, bytes]:
-        return flags, value
+def _batch(asks: Sequence[Ask]) -> Build:
+    return lambda c: b"".join([meta.lease_get(*ask, c.mark()) for ask in asks])
 
 
-class _Admin:
-    """A pymemcache client for one task; its exceptions become ours."""
-
-    def __init__(self, node: MemcachedNode) -> None:
-        self._name = node.name
-        self._client = node.client()
-
-    def __enter__(self) -> Client:
-        return self._client
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._client.close()
-        if isinstance(error, TimeoutError) and not isinstance(error, NodeError):
-            raise NodeTimeout(f"memcached {self._name}: no answer in time") from error
-        if isinstance(error, (OSError, MemcacheError)) and not isinstance(error, NodeError):
-            raise NodeError(f"memcached {self._name}: {error or type(error).__name__}") from error
+def _request_of(fill: Fill, fits: bool, now: float, mark: bytes) -> bytes:
+    lease, ttl = fill.lease, meta.exptime(fill.ttl, now)
+    flags, body = (fill.flags, fill.body) if fits else (UNCACHEABLE, b"")
+    return meta.lease_set(lease.key, lease.token.cas if lease.token else 0, flags, body, ttl, mark)
 
 
-def node_address(name: str) -> Address:
-    """Return host and port, or the path of a Unix socket."""
-    if name.startswith("/"):
-        return name
-    host, _, port = name.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def require_version(name: str, version: bytes) -> None:
-    """Raise ConfigError when the version that a server gives is too old for leases."""
-    numbers = tuple(int(part) for part in version.split(b"-")[0].split(b".") if part.isdigit())
-    if numbers < LEAST_VERSION:
-        text = version.decode(errors="replace")
-        raise ConfigError(f"memcached {name} is version {text}; leases need 1.6.13 or newer: upgrade it")
-
-
-def chunks(parts: Sequence[bytes]) -> Iterable[list[bytes]]:
-    """Split requests into lists of at most CHUNK bytes, one request at least."""
-    chunk: list[bytes] = []
-    size = 0
+def chunks(parts: Sequence[T], size: Callable[[Any], int] = len) -> Iterable[list[T]]:
+    """Split into lists whose requests, of `size` bytes each, come to at most CHUNK bytes, one request at least."""
+    chunk: list[T] = []
+    total = 0
     for part in parts:
-        if size + len(part) > CHUNK and chunk:
+        if total + size(part) > CHUNK and chunk:
             yield chunk
-            chunk, size = [], 0
+            chunk, total = [], 0
         chunk.append(part)
-        size += len(part)
+        total += size(part)
     if chunk:
         yield chunk

@@ -5,7 +5,7 @@ Source: memcached doc/protocol.txt, "Meta Commands"; behaviour of 1.6.18 and lat
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from leasecache._accel import Reply
 from leasecache.errors import NodeError, ProtocolError
@@ -20,27 +20,41 @@ from leasecache.lease import (
     Token,
     Wait,
     decide,
+    token,
 )
 
 NOOP = b"mn\r\n"
 RELATIVE_LIMIT = 30 * 86400  # s; memcached takes a larger TTL for an absolute time
-ITEM_OVERHEAD = 64  # bytes a memcached item needs beside key and value (header, CAS, flags, CRLF), rounded up
+ITEM_OVERHEAD = 63  # bytes an item has beside key and value: header 48, CAS 8, flags 4, a zero, CRLF
+REQUEST_OVERHEAD = 64  # bytes a request has beside the key, at most
 HIT = Decision.HIT  # read once: an Enum's members are slow to look up
 POLL = 0.001  # s before a waiter looks again for the first time
 
 _DEBUG = re.compile(rb"(\S+) exp=(-?\d+) la=\d+ cas=(\d+) fetch=\w+ cls=\d+ size=(\d+)")
 
 
-def lease_get(key: bytes, lease_for: float, refresh_ahead: float = 0) -> bytes:
+class Complaint(NodeError):
+    """The server could not do it, and said so as the protocol allows."""
+
+
+def explicit(cas: int) -> bytes:
+    """Return the mark that makes `cas` the item's new CAS number, for every command here that takes a `mark`.
+
+    Only servers since 1.6.27 know it; for the others the mark is empty.
+    """
+    return b" E%d" % cas
+
+
+def lease_get(key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes = b"") -> bytes:
     """Ask for the value, or for the lease on a stub that lives `lease_for` s; N comes before t (server order)."""
     if refresh_ahead:
-        return b"mg %b N%d c f t v R%d\r\n" % (key, math.ceil(lease_for), math.ceil(refresh_ahead))
-    return b"mg %b N%d c f t v\r\n" % (key, math.ceil(lease_for))
+        return b"mg %b N%d c f t v R%d%b\r\n" % (key, math.ceil(lease_for), math.ceil(refresh_ahead), mark)
+    return b"mg %b N%d c f t v%b\r\n" % (key, math.ceil(lease_for), mark)
 
 
-def lease_set(key: bytes, cas: int, flags: int, body: bytes, ttl: int) -> bytes:
+def lease_set(key: bytes, cas: int, flags: int, body: bytes, ttl: int, mark: bytes = b"") -> bytes:
     """Store under the token. There is no form without C: a fill without it brings stale sets back."""
-    return b"ms %b %d C%d T%d F%d c\r\n%b\r\n" % (key, len(body), cas, ttl, flags, body)
+    return b"ms %b %d C%d T%d F%d c%b\r\n%b\r\n" % (key, len(body), cas, ttl, flags, mark, body)
 
 
 def delete_quietly(keys: Iterable[bytes]) -> bytes:
@@ -53,23 +67,24 @@ def look(keys: Iterable[bytes]) -> bytes:
     return b"".join([b"me %b\r\n" % key for key in keys])
 
 
-def mark_stale_quietly(windows: Iterable[tuple[bytes, int]]) -> bytes:
+def mark_stale_quietly(windows: Iterable[tuple[bytes, int]], mark: Callable[[], bytes] = bytes) -> bytes:
     """Void leases and leave each value stale for its window in s; a window of 0 deletes. Ends with a no-op."""
-    return b"".join([b"md %b I T%d q\r\n" % w if w[1] else b"md %b q\r\n" % w[0] for w in windows]) + NOOP
+    lines = [b"md %b I T%d q%b\r\n" % (*w, mark()) if w[1] else b"md %b q\r\n" % w[0] for w in windows]
+    return b"".join(lines) + NOOP
 
 
-def release(lease: Lease) -> bytes | None:
+def release(lease: Lease, mark: bytes = b"") -> bytes | None:
     """Give the lease back, or None when nothing must be sent: a fresh value is refreshed by its expiry."""
     if lease.token is None or lease.fresh:
         return None
     if lease.value is None:
         return b"md %b C%d\r\n" % (lease.key, lease.token.cas)
-    return b"md %b I C%d\r\n" % (lease.key, lease.token.cas)  # without T: the TTL stays
+    return b"md %b I C%d%b\r\n" % (lease.key, lease.token.cas, mark)  # without T: the TTL stays
 
 
-def steal(key: bytes, token: Token) -> bytes:
+def steal(key: bytes, token: Token, mark: bytes = b"") -> bytes:
     """Void a lease that somebody else holds: the next reader wins. Without T, so that the TTL stays."""
-    return b"md %b I C%d\r\n" % (key, token.cas)
+    return b"md %b I C%d%b\r\n" % (key, token.cas, mark)
 
 
 def exptime(ttl: float, now: float) -> int:
@@ -118,20 +133,20 @@ def _answer(key: bytes, reply: Reply, epoch: int, born: int) -> Answer:
     if reply.code != b"VA" or reply.value is None:
         raise _unexpected(reply)
     value, flags, ttl = reply.value, reply.flags, reply.ttl
-    token = Token(reply.cas, epoch, born)
+    mine = token(reply.cas, epoch, born)
     expires_in = None if ttl < 0 else float(ttl)
     decision = decide(reply.won, reply.stale, reply.taken, len(value), flags)
     if decision is HIT:
-        return Hit(value, flags, expires_in, token)
+        return Hit(value, flags, expires_in, mine)
     if decision is Decision.WON:
-        return Lease(key, token)
+        return Lease(key, mine)
     if decision is Decision.WAIT:
-        return Wait(POLL, token)
+        return Wait(POLL, mine)
     if decision is Decision.STALE:
-        return Stale(value, flags, expires_in, token)
+        return Stale(value, flags, expires_in, mine)
     if decision is Decision.UNSTORABLE:
         return Lease(key, None)
-    return Lease(key, token, value, decision is Decision.REFRESH, flags, expires_in)
+    return Lease(key, mine, value, decision is Decision.REFRESH, flags, expires_in)
 
 
 _SET_REASONS = {
@@ -140,9 +155,17 @@ _SET_REASONS = {
 }
 
 
+def read_outcomes(replies: Sequence[Reply], epoch: int, born: int, context: None) -> list[Stored | Refused]:
+    """Turn the replies to lease-sets into their outcomes. Raises NodeError on what a lease-set is never answered."""
+    return [_outcome(reply) for reply in replies]
+
+
 def read_outcome(replies: Sequence[Reply], epoch: int, born: int, context: None) -> Stored | Refused:
-    """Turn the reply to a lease-set into its outcome. Raises NodeError on what a lease-set is never answered."""
-    [reply] = replies
+    """Turn the reply to a lease-set into its outcome. Raises like `read_outcomes`."""
+    return _outcome(replies[0])
+
+
+def _outcome(reply: Reply) -> Stored | Refused:
     if reply.code == b"HD":
         return Stored()
     if reply.code in _SET_REASONS:
@@ -168,5 +191,5 @@ def read_nothing(replies: Sequence[Reply], epoch: int, born: int, context: None)
 
 def _unexpected(reply: Reply) -> NodeError:
     text = (reply.value or b"")[:120].decode(errors="replace") if reply.code == b"SERVER_ERROR" else ""
-    error = NodeError if reply.code == b"SERVER_ERROR" else ProtocolError
+    error = Complaint if reply.code == b"SERVER_ERROR" else ProtocolError
     return error(f"unexpected reply {reply.code.decode()} {text}".rstrip())

@@ -1,15 +1,23 @@
 """Connections to one node: shared by threads, dropped after a fork, each with the epoch of its birth."""
 
 import contextlib
+import errno
+import random
+import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakSet
 
 from leasecache._accel import Wire
-from leasecache.errors import NodeTimeout
+from leasecache.errors import NodeError, NodeTimeout
 from leasecache.fork import forget_after_fork
+from leasecache.lease import EXPLICIT_CAS
+from leasecache.stores import meta
+
+SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # of this machine, not of the node
 
 
 class Epoch:
@@ -31,20 +39,57 @@ class Epoch:
             return self.latest
 
 
+class CasNumbers:
+    """Draws CAS numbers of 62 random bits, none twice: not in another thread, nor process, nor after a fork.
+
+    A generator of our own: an application may seed that of `random`, in every worker alike.
+    """
+
+    def __init__(self) -> None:
+        self._random = random.Random()
+        self._bits = self._random.getrandbits  # one call into C: threads cannot share a number
+        forget_after_fork(self)
+
+    def forget(self) -> None:
+        """Seed anew; the parent goes on drawing the numbers that would come next."""
+        self._random.seed()
+
+    def draw(self) -> int:
+        """Return the next number."""
+        return self._bits(62) | EXPLICIT_CAS
+
+    def mark(self) -> bytes:
+        """Return the mark that makes the next number an item's CAS."""
+        return meta.explicit(self._bits(62) | EXPLICIT_CAS)
+
+
 EPOCH = Epoch()
+NUMBERS = CasNumbers()
 
 
 class Connection:
     """A wire and when it was established; `pooled` tells whether it served before, and may have died since."""
 
-    __slots__ = ("__weakref__", "epoch", "item_size_max", "pooled", "term", "wire")
+    __slots__ = ("__weakref__", "_sock", "epoch", "mark", "pooled", "term", "wire")
 
-    def __init__(self, wire: Wire, item_size_max: int) -> None:
+    def __init__(self, wire: Wire, sock: Any, *, explicit: bool) -> None:
+        """`sock` is the wire's; `explicit` tells whether its server takes CAS numbers from us."""
         self.wire = wire
-        self.item_size_max = item_size_max  # bytes
+        self.mark: Callable[[], bytes] = NUMBERS.mark if explicit else bytes  # for each command that makes a CAS
         self.epoch = EPOCH.advance()
         self.pooled = False
         self.term = 0  # how often its pool had been closed when it was opened
+        self._sock = sock
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has closed it, or sends what nobody asked for; asked between two exchanges."""
+        poller = select.poll()
+        try:
+            poller.register(self._sock, select.POLLIN)
+        except ValueError:  # closed by us
+            return True
+        return bool(poller.poll(0))
 
 
 class Pool:
@@ -73,7 +118,14 @@ class Pool:
         try:
             return self.idle.pop()
         except IndexError:
-            return self._open_or_wait()
+            pass
+        try:
+            return self._open_or_wait(self._limit)
+        except NodeError as error:
+            cause = error.__cause__
+            if not (isinstance(cause, OSError) and cause.errno in SCARCE and self._open):
+                raise
+        return self._open_or_wait(0)  # no descriptor left for one more: share those that are open
 
     def acquire_before(self, epoch: int) -> Connection | None:
         """Return a connection established no later than `epoch`, or None when none of those is left."""
@@ -118,20 +170,32 @@ class Pool:
             while True:
                 self.discard(self.idle.pop())
 
+    def drop_ended(self) -> None:
+        """Close the connections that nobody uses now and the server has ended; a restart ends them all."""
+        for _ in range(len(self.idle)):
+            try:
+                connection = self.idle.popleft()
+            except IndexError:  # other threads took the rest
+                return
+            if connection.ended:
+                self.discard(connection)
+            else:
+                self.release(connection)
+
     def __del__(self) -> None:
         for connection in self.idle:
             connection.wire.close()
 
-    def _open_or_wait(self) -> Connection:
+    def _open_or_wait(self, limit: int) -> Connection:
         deadline = time.monotonic() + self._patience
         with self._changed:
             self._waiting += 1
             try:
-                while len(self._open) + self._opening >= self._limit:
+                while len(self._open) + self._opening >= limit:
                     with contextlib.suppress(IndexError):
                         return self.idle.pop()
                     if not self._wait(deadline):
-                        raise NodeTimeout(f"all {self._limit} connections stayed busy for {self._patience:g} s")
+                        raise NodeTimeout(f"all {len(self._open)} connections stayed busy for {self._patience:g} s")
                 self._opening += 1
             finally:
                 self._waiting -= 1
@@ -165,10 +229,11 @@ class Pool:
         return left > 0 and self._changed.wait(min(left, 0.05)) is not None
 
     def forget(self) -> None:
-        """Drop what a fork has copied; the parent goes on using those sockets."""
-        for connection in self.idle:
+        """Drop what a fork has copied, those in use too; the parent goes on using those sockets."""
+        for connection in self._open:
             connection.wire.close()
         self.idle.clear()
+        self._term += 1
         self._open = WeakSet()
         self._changed = threading.Condition()
         self._waiting = self._opening = 0

@@ -12,12 +12,20 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from leasecache import Cache, ConfigError, NodeError
+from leasecache.codecs import UNCACHEABLE
 from leasecache.lab import MemcachedServer, TcpProxy, wait_until
-from leasecache.lease import Hit, Lease, Refused, Stored, Wait
+from leasecache.lease import ANY_CONNECTION, EXPLICIT_CAS, Hit, Lease, Refused, Stored, Wait
 from leasecache.stores.memcached import MemcachedNode
 
 KEY = b"race"
 FLAGS = 0x10000001
+
+
+@pytest.fixture(params=[False, True], ids=["CAS of the server", "CAS of ours"])
+def memcached(request: pytest.FixtureRequest) -> Iterator[MemcachedServer]:
+    """A memcached that counts its CAS numbers itself, and one that takes ours."""
+    with MemcachedServer(recent=request.param) as server:
+        yield server
 
 
 @pytest.fixture
@@ -45,9 +53,9 @@ def raw(server: MemcachedServer, request: bytes) -> bytes:
 
 
 def test_token_from_before_a_restart_is_refused(memcached: MemcachedServer, node: MemcachedNode) -> None:
-    """CAS numbers start anew after a restart; the guard is that only a connection older than the lease may store.
+    """The CAS numbers of a server start anew with it; guards: an older connection has to store, or numbers of our own.
 
-    The raw lease-set at the end shows that the server itself would have taken the old token.
+    The raw lease-set at the end shows that the server itself would have taken the old token, if the number is its own.
     """
     old = won(node)
     memcached.kill()
@@ -55,9 +63,11 @@ def test_token_from_before_a_restart_is_refused(memcached: MemcachedServer, node
     new = wait_until(lambda: _lease_or_none(node), 5, "memcached to answer again")
     assert old.token is not None
     assert new.token is not None
-    assert old.token.cas == new.token.cas
+    ours = new.token.cas >= EXPLICIT_CAS
+    assert ours == (old.token.cas != new.token.cas)
     assert isinstance(node.lease_set(old, FLAGS, b"stale", 60), Refused)
-    assert raw(memcached, b"ms race 5 C%d F1\r\nstale\r\n" % old.token.cas) == b"HD\r\n"
+    stored = raw(memcached, b"ms race 5 C%d F1\r\nstale\r\n" % old.token.cas)
+    assert stored == (b"EX\r\n" if ours else b"HD\r\n")
 
 
 def _lease_or_none(node: MemcachedNode) -> Lease | None:
@@ -162,12 +172,14 @@ def test_foreign_value_is_neither_served_nor_overwritten(memcached: MemcachedSer
     assert raw(memcached, b"mg race v\r\n") == b"VA 5\r\nalien\r\n"
 
 
-def test_value_over_item_size_max_is_refused_and_the_lease_given_back(node: MemcachedNode) -> None:
-    """A value that the server cannot hold is not sent, and the next reader wins at once."""
+def test_value_over_item_size_max_is_refused_and_its_mark_stored(node: MemcachedNode) -> None:
+    """A value that the server cannot hold is not sent; the next reader finds a mark instead of a lease."""
     outcome = node.lease_set(won(node), FLAGS, b"x" * 2**20, 60)
     assert isinstance(outcome, Refused)
     assert "item_size_max of 1048576 bytes" in outcome.reason
-    assert isinstance(node.lease_get(KEY, 10), Lease)
+    found = node.lease_get(KEY, 10)
+    assert isinstance(found, Hit)
+    assert (found.value, found.flags) == (b"", UNCACHEABLE)
 
 
 def test_value_that_is_not_bytes_costs_no_connection(memcached: MemcachedServer) -> None:
@@ -188,14 +200,15 @@ def test_memcached_without_cas_is_a_configuration_error() -> None:
 
 
 def test_lease_survives_no_fork(memcached: MemcachedServer) -> None:
-    """A forked child opens connections of its own and cannot store under the parent's lease."""
+    """A forked child opens connections of its own; under a CAS of the server it cannot store the parent's lease."""
     node = MemcachedNode(memcached.address)
     read = node.reader(10, 0, FLAGS)
     lease = won(node)
     pid = os.fork()
     if pid == 0:
-        refused = isinstance(node.lease_set(lease, FLAGS, b"child", 60), Refused)
         waits = isinstance(read(KEY), Wait) and isinstance(node.lease_get(KEY, 10), Wait)
+        ours = lease.token is not None and lease.token.epoch == ANY_CONNECTION
+        refused = ours or isinstance(node.lease_set(lease, FLAGS, b"child", 60), Refused)
         os._exit(0 if refused and waits else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert node.lease_set(lease, FLAGS, b"parent", 60) == Stored()
@@ -241,17 +254,25 @@ def test_fork_while_another_thread_marks_the_node_down() -> None:
             assert forked(lambda: fail(node))
 
 
-def test_cut_connection_loses_the_lease_not_the_safety(memcached: MemcachedServer) -> None:
+def test_cut_connection_loses_the_lease_not_the_safety() -> None:
     """When every connection from before a lease is cut, its store is refused and the key can be won again later."""
-    with TcpProxy(int(memcached.address.rsplit(":", 1)[1])) as proxy:
+    with MemcachedServer() as memcached, TcpProxy(memcached.port) as proxy:
         node = MemcachedNode(proxy.address, timeout=1)
         lease = node.lease_get(KEY, 1)
         assert isinstance(lease, Lease)
         proxy.reset()
-        with pytest.raises(NodeError):
-            node.lease_set(lease, FLAGS, b"value", 60)
         assert isinstance(node.lease_set(lease, FLAGS, b"value", 60), Refused)
         assert wait_until(lambda: isinstance(node.lease_get(KEY, 1), Lease), 5, "the lost lease to run out")
+        node.close()
+
+
+def test_cut_connection_does_not_lose_a_lease_of_our_own_number() -> None:
+    """A CAS that we chose is stored under over whatever connection there is."""
+    with MemcachedServer(recent=True) as memcached, TcpProxy(memcached.port) as proxy:
+        node = MemcachedNode(proxy.address, timeout=1)
+        lease = won(node)
+        proxy.reset()
+        assert node.lease_set(lease, FLAGS, b"value", 60) == Stored()
         node.close()
 
 

@@ -39,7 +39,7 @@ def test_connection_lost_by_an_interrupted_caller_is_replaced() -> None:
         def close(self) -> None:
             """Do nothing."""
 
-    pool = Pool(lambda: Connection(Wire(), 2**20), 1, patience=0.1)  # type: ignore[arg-type]
+    pool = Pool(lambda: Connection(Wire(), None, explicit=False), 1, patience=0.1)  # type: ignore[arg-type]
     lost = pool.acquire().epoch
     assert pool.acquire_before(lost) is None
     assert pool.acquire().epoch > lost
