@@ -1,6 +1,6 @@
 """leasecache: a cache for Python and Postgres that is never stale by accident."""
 
-from leasecache.cache import Cache, UnguardedWarning
+from leasecache.cache import Cache
 from leasecache.errors import (
     ConfigError,
     DefinitionError,
@@ -10,10 +10,11 @@ from leasecache.errors import (
     NodeTimeout,
     ProtocolError,
 )
-from leasecache.flow import Entry
 from leasecache.lease import Hit, Lease, Refused, Stale, Stored, Wait
 from leasecache.policy import Policy
+from leasecache.registry import UnguardedWarning
 from leasecache.rules import row
+from leasecache.task import Entry
 
 __all__ = [
     "Cache",

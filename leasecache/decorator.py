@@ -1,58 +1,48 @@
-"""The decorated function: it keeps its signature and gains lookup, get_many, peek, refresh, invalidate, key …"""
+"""The decorated function: it keeps its signature and gains lookup, get_many, peek, refresh, invalidate, key …
+
+What a method here returns is awaited when the function is cached by an `AsyncCache`, `key` and `original` apart.
+"""
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any
 
 import wrapt
 
-from leasecache.flow import Entry
-from leasecache.function import CachedCore
+from leasecache.acalls import AsyncCachedCore
+from leasecache.amany import AsyncCachedManyCore
+from leasecache.calls import CachedCore
+from leasecache.function import FunctionCore
+from leasecache.many import CachedManyCore
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-class _Surface:
-    """What a decorated function offers, unbound and bound alike. wrapt keeps `_self_` attributes on the wrapper."""
+class _Shared:
+    """What every surface has. wrapt keeps `_self_` attributes on the wrapper."""
 
     __slots__ = ()
     __wrapped__: Callable[..., Any]
-    _self_core: CachedCore
+    _self_core: Any
     _self_skip: int  # leading arguments that are not part of the key: 1 for a method called on its class
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._self_core.call(self.__wrapped__, self._self_skip, args, kwargs)
 
-    def lookup(self, *args: Any, **kwargs: Any) -> Entry:
+    def lookup(self, *args: Any, **kwargs: Any) -> Any:
         """Return an Entry: the value, its state and the s until it expires."""
         return self._self_core.lookup(self.__wrapped__, self._self_skip, args, kwargs)
 
     def refresh(self, *args: Any, **kwargs: Any) -> Any:
-        """Load now, store under a lease, return the value."""
+        """Load now, store under a lease, return what a call returns."""
         return self._self_core.refresh(self.__wrapped__, self._self_skip, args, kwargs)
 
-    def get_many(self, arguments: Iterable[Any], **ignored: Any) -> dict[Any, Any]:
-        """Return {argument: value}; an argument is the key's only parameter, or a tuple of all of them.
-
-        Parameters that are not in the key are given by name and go to every load.
-        """
-        return self._self_core.get_many(self.__wrapped__, arguments, ignored)
-
-    def peek(self, *args: Any, **kwargs: Any) -> Entry | None:
+    def peek(self, *args: Any, **kwargs: Any) -> Any:
         """Return the cached Entry or None; never takes a lease, never loads."""
         return self._self_core.peek(args[self._self_skip :], kwargs)
 
-    def invalidate(self, *args: Any, **kwargs: Any) -> None:
-        """Void outstanding leases; the value stays stale for `stale_for` s, or goes. Raises NodeError.
-
-        Takes the key's parameters alone, as do `peek` and `key`.
-        """
-        self._self_core.invalidate(args[self._self_skip :], kwargs)
-
     def key(self, *args: Any, **kwargs: Any) -> bytes:
         """Return the logical key of these arguments."""
-        return self._self_core.key(args[self._self_skip :], kwargs)
+        key: bytes = self._self_core.key(args[self._self_skip :], kwargs)
+        return key
 
     @property
     def original(self) -> Callable[..., Any]:
@@ -60,13 +50,47 @@ class _Surface:
         return self.__wrapped__
 
 
-class _Bound(_Surface, wrapt.BoundFunctionWrapper[..., Any]):
-    """A decorated method, bound to its instance or class."""
+class _Surface(_Shared):
+    """What a function of one value per call offers, unbound and bound alike."""
+
+    __slots__ = ()
+
+    def get_many(self, arguments: Iterable[Any], **ignored: Any) -> Any:
+        """Return {argument: value}; an argument is the key's only parameter, or a tuple of all of them.
+
+        Parameters that are not in the key are given by name and go to every load.
+        """
+        return self._self_core.get_many(self.__wrapped__, arguments, ignored)
+
+    def invalidate(self, *args: Any, **kwargs: Any) -> Any:
+        """Void outstanding leases; the value stays stale for `stale_for` s, or goes. Raises NodeError.
+
+        Takes the key's parameters alone, as do `peek` and `key`.
+        """
+        return self._self_core.invalidate(args[self._self_skip :], kwargs)
+
+
+class _ManySurface(_Shared):
+    """What a function of many values per call offers; `lookup`, `peek` and `key` take one of its keys."""
+
+    __slots__ = ()
+
+    def invalidate(self, *arguments: Any) -> Any:
+        """Void outstanding leases on these keys; values stay stale for `stale_for` s, or go. Raises NodeError."""
+        return self._self_core.invalidate(arguments[self._self_skip :])
+
+
+class _Binding(_Shared):
+    """What a decorated method gets from the function it was bound from."""
+
+    __slots__ = ()
+    _self_parent: Any
+    _self_instance: Any
+    _self_binding: str
 
     @property
-    def _self_core(self) -> CachedCore:  # type: ignore[override]
-        core: CachedCore = self._self_parent._self_core
-        return core
+    def _self_core(self) -> Any:
+        return self._self_parent._self_core
 
     @property
     def _self_skip(self) -> int:  # type: ignore[override]
@@ -74,12 +98,18 @@ class _Bound(_Surface, wrapt.BoundFunctionWrapper[..., Any]):
         return 1 if unbound and self._self_core.signature.is_method else 0
 
 
-class _Function(_Surface, wrapt.FunctionWrapper[..., Any]):
+class _Bound(_Binding, _Surface, wrapt.BoundFunctionWrapper[..., Any]):
+    """A decorated method, bound to its instance or class."""
+
+
+class _ManyBound(_Binding, _ManySurface, wrapt.BoundFunctionWrapper[..., Any]):
+    """A decorated method of many values per call, bound to its instance or class."""
+
+
+class _Wrapper(wrapt.FunctionWrapper[..., Any]):
     """A decorated function."""
 
-    __bound_function_wrapper__ = _Bound
-
-    def __init__(self, fn: Callable[..., Any], core: CachedCore) -> None:
+    def __init__(self, fn: Callable[..., Any], core: Any) -> None:
         super().__init__(fn, _unused)
         self._self_core = core
         self._self_skip = 1 if core.signature.is_method and not isinstance(fn, (classmethod, staticmethod)) else 0
@@ -91,11 +121,19 @@ class _Function(_Surface, wrapt.FunctionWrapper[..., Any]):
     def __reduce_ex__(self, protocol: Any) -> str:
         return self.__wrapped__.__qualname__
 
-    def __copy__(self) -> "_Function":
+    def __copy__(self) -> "_Wrapper":
         return self
 
-    def __deepcopy__(self, memo: Any) -> "_Function":
+    def __deepcopy__(self, memo: Any) -> "_Wrapper":
         return self
+
+
+class _Function(_Wrapper, _Surface):
+    __bound_function_wrapper__ = _Bound
+
+
+class _ManyFunction(_Wrapper, _ManySurface):
+    __bound_function_wrapper__ = _ManyBound
 
 
 def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
@@ -103,33 +141,12 @@ def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
     raise AssertionError("unreachable")
 
 
-if TYPE_CHECKING:
-
-    class CachedFunction(_Surface, Generic[P, R]):
-        """A decorated function, as type checkers see it: the signature of the original."""
-
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
-        def lookup(self, *args: P.args, **kwargs: P.kwargs) -> Entry: ...
-        def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
-        def peek(self, *args: Any, **kwargs: Any) -> Entry | None: ...
-        def invalidate(self, *args: Any, **kwargs: Any) -> None: ...
-        def key(self, *args: Any, **kwargs: Any) -> bytes: ...
-        def get_many(self, arguments: Iterable[Any], **ignored: Any) -> dict[Any, R]: ...
-        @property
-        def original(self) -> Callable[P, R]: ...
-        @overload
-        def __get__(self, instance: None, owner: Any) -> "CachedFunction[P, R]": ...
-        @overload
-        def __get__(self, instance: object, owner: Any) -> "CachedFunction[..., R]": ...
-        def __get__(self, instance: object, owner: Any) -> "CachedFunction[..., R]": ...
-
-else:
-    CachedFunction = _Function
-
-
-def decorate(fn: Callable[P, R], core: CachedCore) -> "CachedFunction[P, R]":
-    """Return `fn` as a cached function."""
-    return _Function(fn, core)  # type: ignore[return-value]
+def decorate(fn: Callable[..., Any], core: FunctionCore) -> Any:
+    """Return `fn` as a cached function of its core's kind."""
+    if isinstance(core, (CachedManyCore, AsyncCachedManyCore)):
+        return _ManyFunction(fn, core)
+    assert isinstance(core, (CachedCore, AsyncCachedCore))
+    return _Function(fn, core)
 
 
 def plain(fn: Any) -> Callable[..., Any]:

@@ -1,134 +1,40 @@
 """What happens to one call: decisions that may have to wait, written as generators.
 
-A flow yields small requests (Get, Fill, Release, Load, Spawn, Sleep, Join) and is resumed with their results; a
-driver performs them. A plain hit never enters a flow.
+A flow yields small requests (`leasecache.task`) and is resumed with their results; a driver performs them. A plain
+hit never enters a flow.
 """
 
 import random
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from collections.abc import Generator
 from typing import Any
 
-from leasecache.codecs import Codec, DecodeError
+from leasecache.codecs import UNCACHEABLE, DecodeError
 from leasecache.errors import LeaseTimeout, NodeError
-from leasecache.lease import Answer, Hit, Lease, Refused, Stale, Stored, Wait
-from leasecache.policy import Policy
-from leasecache.singleflight import Flight, Flights, Landed, Permits
+from leasecache.lease import Answer, Fill, Hit, Lease, Refused, Stale, Stored, Token, Wait
+from leasecache.singleflight import Flight, Landed
+from leasecache.task import Entry, Get, Join, Load, Look, Release, Request, Spawn, Steal, Task
 
-POLL_FIRST, POLL_GROWTH, POLL_MOST = 0.001, 1.5, 0.05  # s, factor, s between two looks at somebody else's lease
+POLL_FIRST = 0.001  # s between the first two looks at somebody else's lease; `schedule` lets it grow
 AHEAD_ALWAYS = 2**31 - 1  # s: with this much refresh_ahead, any value may be refreshed
 MISREADS = 3  # undecodable values dropped in one call before it loads without storing
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A value with its provenance: state is "fresh", "stale", "loaded" or "uncached"; expires_in in s."""
-
-    value: Any
-    state: str
-    expires_in: float | None
-
-
-class LoadTime:
-    """The decayed average of a function's load times in s: when a waiter looks first."""
-
-    __slots__ = ("expected",)
-
-    def __init__(self) -> None:
-        self.expected = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Take one load into the average."""
-        self.expected = seconds if not self.expected else 0.8 * self.expected + 0.2 * seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One call of one cached function."""
-
-    name: str  # of the function, for messages
-    key: bytes
-    policy: Policy
-    codec: Codec
-    load: Callable[[], Any]
-    load_time: LoadTime
-    flights: Flights
-    permits: Permits
-    inline: bool = False  # a refresh must run in the winner: the loader takes arguments that are not in the key
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def wait_until(self) -> float:
-        """When the call stops waiting for somebody else's lease, on the monotonic clock."""
-        return self.began + self.policy.wait_for
-
-    @property
-    def last_until(self) -> float:
-        """When the call stops waiting for anything but its own load."""
-        return self.wait_until + self.policy.lease_for
-
-
-@dataclass(frozen=True, slots=True)
-class Get:
-    """Send a lease-get; resumed with its answer, or the NodeError."""
-
-    refresh_ahead: float | None = None  # s, None = the policy's
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """Send a lease-set; resumed with Stored or Refused."""
-
-    lease: Lease
-    flags: int
-    body: bytes
-    ttl: float  # s
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Give a lease back; resumed with None even when the node is gone."""
-
-    lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Run the loader; resumed with its value, or its exception is thrown in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spawn:
-    """Refresh under this lease in the background."""
-
-    lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Wait."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """Wait for a flight; resumed with what it brought, or None."""
-
-    flight: Flight
-    seconds: float
-
-
-Request = Get | Fill | Release | Load | Spawn | Sleep | Join
 Flow = Generator[Request, Any, Entry]
 Reading = Generator[Request, Any, "Entry | None"]
+Answering = Generator[Request, Any, "Answer | NodeError"]
+
+
+def look_up(task: Task) -> Flow:
+    """Send a lease-get and turn its answer into the call's value."""
+    answer = yield Get()
+    return (yield from fetch(task, answer))
 
 
 def fetch(task: Task, answer: Answer | NodeError) -> Flow:
     """Turn the answer to a call's own lease-get into its value. Raises LeaseTimeout, and what the loader raises."""
+    _count(task, answer)
     misreads = 0
-    while misreads < MISREADS:
+    while misreads < MISREADS and not _marked(answer):
         entry: Entry | None
         if isinstance(answer, Lease):
             entry = yield from _won(task, answer)
@@ -149,16 +55,14 @@ def refresh(task: Task, lease: Lease) -> Flow:
     """Load now and store under `lease`."""
     if lease.token is None:
         return (yield from load_unleased(task))
-    return (yield from _load(task, lease, task.flights.begin(task.key, lease.token)))
+    return (yield from _load(task, lease, task.local.flights.begin(task.key, lease.token)))
 
 
-def renew(task: Task, answer: Answer | NodeError) -> Flow:
+def renew(task: Task) -> Flow:
     """Load now under a lease, after whoever is loading already: that load may have begun before this call."""
-    pause = POLL_FIRST
-    while not isinstance(answer, (Lease, NodeError)) and time.monotonic() < task.wait_until:
-        yield Sleep(pause)
-        answer = yield Get(AHEAD_ALWAYS)
-        pause = min(pause * POLL_GROWTH, POLL_MOST)
+    answer: Answer | NodeError = yield Get(AHEAD_ALWAYS)
+    while isinstance(answer, (Hit, Stale, Wait)) and time.monotonic() < task.wait_until:
+        answer = (yield _look(task, answer, task.wait_until, 0.0, AHEAD_ALWAYS)) or answer
     if isinstance(answer, Hit):  # whoever refreshes it may have failed; its CAS admits a store as a lease does
         answer = Lease(task.key, answer.token, answer.value, True, answer.flags, answer.expires_in)
     if isinstance(answer, Lease):
@@ -169,10 +73,10 @@ def renew(task: Task, answer: Answer | NodeError) -> Flow:
 def load_unleased(task: Task) -> Flow:
     """Load without storing, one caller per key and process at a time; the value serves those who began before it."""
     while True:
-        flight, running, leads = task.permits.enter(task.key)
+        flight, running, leads = task.local.permits.enter(task.key)
         if leads:
             return (yield from _lead(task, flight, running))
-        landed = yield Join(flight, task.last_until - time.monotonic())
+        landed = yield Join(flight, task.last_until)
         entry = None if landed is None else _landed(task, landed)
         if entry is not None:
             return entry
@@ -183,21 +87,44 @@ def _lead(task: Task, flight: Flight, running: Flight | None) -> Flow:
     landed = None
     try:
         while running is not None:
-            yield Join(running, task.last_until - time.monotonic())
+            yield Join(running, task.last_until)
             _check_time(task)
-            running = task.permits.promote(task.key, flight)
-        value = yield Load()
+            running = task.local.permits.promote(task.key, flight)
+        task.profile.stats.unleased += 1
+        value = yield from _run_loader(task)
         flags, body = _encode(task, value)
         landed = Landed(flags, body, False, None)
         return Entry(value, "uncached", None)
     finally:
-        task.permits.leave(task.key, flight, landed)
+        task.local.permits.leave(task.key, flight, landed)
+
+
+def _count(task: Task, answer: Answer | NodeError) -> None:
+    """Count what the call's own lease-get found."""
+    stats = task.profile.stats
+    value = None if isinstance(answer, NodeError) or _marked(answer) else getattr(answer, "value", None)
+    if value is None:
+        stats.misses += 1
+    elif isinstance(answer, Hit) or (isinstance(answer, Lease) and answer.fresh):
+        stats.hits += 1
+    elif task.policy.stale_for:
+        stats.stale += 1
+    else:
+        stats.misses += 1
+    if isinstance(answer, Lease) and answer.token is not None:
+        stats.won += 1
+
+
+def _marked(answer: Answer | NodeError) -> bool:
+    """Tell whether the key holds the mark of a value too large to store: nobody shall wait for it."""
+    return isinstance(answer, (Hit, Stale)) and answer.flags == UNCACHEABLE
 
 
 def _hit(task: Task, hit: Hit) -> Reading:
     try:
-        return Entry(task.codec.decode(hit.flags, hit.value), "fresh", hit.expires_in)
+        return Entry(task.profile.codec.decode(hit.flags, hit.value), "fresh", hit.expires_in)
     except DecodeError:
+        task.profile.stats.misread += 1
         yield Release(Lease(task.key, hit.token))  # drops exactly this version of the item
         return None
 
@@ -205,15 +132,18 @@ def _hit(task: Task, hit: Hit) -> Reading:
 def _won(task: Task, lease: Lease) -> Reading:
     if lease.token is None:
         return (yield from load_unleased(task))
-    if lease.value is not None and (lease.fresh or task.policy.stale_for):
-        try:
-            value = task.codec.decode(lease.flags, lease.value)
-        except DecodeError:
-            pass
-        else:
-            yield Spawn(lease)
-            return Entry(value, "fresh" if lease.fresh else "stale", lease.expires_in)
-    return (yield from refresh(task, lease))
+    entry = _in_hand(task, lease)
+    if entry is None:
+        return (yield from refresh(task, lease))
+    yield Spawn(lease)
+    return entry
+
+
+def _in_hand(task: Task, lease: Lease) -> Entry | None:
+    """Return the value that came with a lease, if it may be served while its successor is loaded."""
+    if lease.value is None or lease.flags == UNCACHEABLE or not (lease.fresh or task.policy.stale_for):
+        return None
+    return _decoded(task, lease.flags, lease.value, "fresh" if lease.fresh else "stale", lease.expires_in)
 
 
 def _lost(task: Task, answer: Stale | Wait) -> Reading:
@@ -221,26 +151,34 @@ def _lost(task: Task, answer: Stale | Wait) -> Reading:
     if task.policy.stale_for or (out_of_time and task.policy.on_wait_timeout == "stale"):
         stale = _stale(task, answer)
         if stale is not None:
-            return stale
+            return (yield from _serve_stale(task, answer, stale))
     if out_of_time:
         return (yield from _give_up(task))
-    if answer.token is None:
-        yield Sleep(POLL_MOST)
+    if answer.token is None:  # nothing to join or to look for: ask again
         return None
-    flight, mine = task.flights.join_or_begin(task.key, answer.token)
+    flight, mine = task.local.flights.join_or_begin(task.key, answer.token)
     if mine:
-        return (yield from _poll(task, flight))
-    landed = yield Join(flight, task.wait_until - time.monotonic())
+        return (yield from _poll(task, flight, answer))
+    began = time.monotonic()
+    landed = yield Join(flight, task.wait_until)
+    task.profile.stats.waited.observe(time.monotonic() - began)
     return None if landed is None else _landed(task, landed)
+
+
+def _serve_stale(task: Task, answer: Stale | Wait, stale: Entry) -> Flow:
+    """Serve it; and when its refresh has taken too long, take that over: nothing else ends a stale item's lease."""
+    if answer.token is None or time.monotonic() < _deadline(task, answer.token):
+        return stale
+    stolen = yield from _steal(task, answer.token)
+    if isinstance(stolen, Lease) and stolen.token is not None:
+        yield Spawn(stolen)
+    return stale
 
 
 def _stale(task: Task, answer: Stale | Wait) -> Entry | None:
     if isinstance(answer, Wait):
         return None
-    try:
-        return Entry(task.codec.decode(answer.flags, answer.value), "stale", answer.expires_in)
-    except DecodeError:
-        return None
+    return _decoded(task, answer.flags, answer.value, "stale", answer.expires_in)
 
 
 def _give_up(task: Task) -> Flow:
@@ -249,35 +187,91 @@ def _give_up(task: Task) -> Flow:
     raise _timeout(task, task.policy.wait_for)
 
 
-def _poll(task: Task, flight: Flight) -> Reading:
+def _poll(task: Task, flight: Flight, answer: Stale | Wait) -> Reading:
     """Look again until the holder of the lease has stored, or somebody has voided it; others wait for this flight."""
-    pause, growing = max(task.load_time.expected, POLL_FIRST), POLL_FIRST
     landed: Landed | None = None
     try:
-        while (left := task.wait_until - time.monotonic()) > 0:
-            yield Sleep(min(pause * random.uniform(0.8, 1.0), left))
-            answer = yield Get()
-            if isinstance(answer, Lease) and answer.token is not None and answer.value is None:
-                flight.token = answer.token  # whoever joined before is served by a load that begins only now
-                return (yield from _load(task, answer, flight))
-            if not isinstance(answer, (Stale, Wait)):
-                landed = _land(answer)
-                return (yield from _settle(task, answer))
-            flight.token = answer.token
-            pause, growing = growing, min(growing * POLL_GROWTH, POLL_MOST)
-        return None
+        settled = yield from _outlast(task, flight, answer)
+        if isinstance(settled, Lease) and settled.token is not None and settled.value is None:
+            flight.token = settled.token  # whoever joined before is served by a load that begins only now
+            task.profile.stats.won += 1
+            return (yield from _load(task, settled, flight))
+        landed = _land(settled)
+        return (yield from _settle(task, settled))
     finally:
-        task.flights.end(task.key, flight, landed)
+        task.local.flights.end(task.key, flight, landed)
 
 
-def _land(answer: Answer | NodeError) -> Landed | None:
-    return Landed(answer.flags, answer.value, True, answer.expires_in) if isinstance(answer, Hit) else None
+def _outlast(task: Task, flight: Flight, answer: Answer | NodeError) -> Generator[Request, Any, Any]:
+    """Wait while somebody else has a lease, whichever; steal it when its holder has had its time.
+
+    Returns the answer that ends the wait, or None at the end of the call's time.
+    """
+    began = time.monotonic()
+    expected = task.profile.load_time.expected
+    try:
+        while isinstance(answer, (Stale, Wait)) and answer.token is not None:
+            flight.token = answer.token
+            deadline = _deadline(task, answer.token)
+            looked = yield _look(task, answer, min(deadline, task.wait_until), expected)
+            expected = 0.0
+            if looked is not None and not _names(looked, answer.token):
+                answer = looked
+            elif time.monotonic() >= task.wait_until:
+                return None
+            elif time.monotonic() >= deadline:
+                answer = yield from _steal(task, flight.token)
+        return answer
+    finally:
+        task.profile.stats.waited.observe(time.monotonic() - began)
 
 
-def _settle(task: Task, answer: Answer | NodeError) -> Reading:
-    if isinstance(answer, Hit):
+def _look(
+    task: Task, answer: Hit | Stale | Wait, until: float, expected: float, refresh_ahead: float | None = None
+) -> Look:
+    """Ask for looks at a lease: first halfway through the expected load, then at its end, then ever more rarely.
+
+    When the holder began is unknown, so half of the time it will be done at the first look.
+    """
+    assert answer.token is not None
+    half = max(expected / 2, POLL_FIRST)
+    due = time.monotonic() + half
+    return Look(task.ask(refresh_ahead), answer.token, until, due, due + half if expected else due + POLL_FIRST)
+
+
+def _names(answer: Any, token: Token) -> bool:
+    """Tell whether somebody still holds the lease `token`."""
+    return isinstance(answer, (Stale, Wait)) and answer.token is not None and answer.token.cas == token.cas
+
+
+def _deadline(task: Task, token: Token) -> float:
+    policy = task.policy
+    patience = task.profile.load_time.patience(policy.lease_for)
+    return task.local.holders.deadline(task.key, token, patience, policy.lease_for, time.monotonic())
+
+
+def _steal(task: Task, token: Token) -> Answering:
+    answer: Answer | NodeError = yield Steal(token)
+    if isinstance(answer, Lease) and answer.token is not None:
+        task.profile.stats.stolen += 1
+        _deadline(task, answer.token)  # this process holds it now, since now
+    return answer
+
+
+def _land(answer: Any) -> Landed | None:
+    if not isinstance(answer, Hit) or _marked(answer):
+        return None
+    return Landed(answer.flags, answer.value, True, answer.expires_in)
+
+
+def _settle(task: Task, answer: Answer | NodeError | None) -> Reading:
+    if answer is None:
+        return None
+    if isinstance(answer, Hit) and not _marked(answer):
+        task.local.holders.drop(task.key)
         return (yield from _hit(task, answer))
     if isinstance(answer, Lease):
+        task.profile.stats.won += answer.token is not None
         return (yield from _won(task, answer))
     return (yield from load_unleased(task))
 
@@ -286,38 +280,63 @@ def _load(task: Task, lease: Lease, flight: Flight) -> Flow:
     """Load under the lease and store; the value answers the callers of `flight` even when the store is refused."""
     landed = None
     try:
-        began = time.monotonic()
         try:
-            value = yield Load()
+            value = yield from _run_loader(task)
             flags, body = _encode(task, value)
         except GeneratorExit:  # an abandoned flow may not ask for anything more; the lease runs out by itself
             raise
         except BaseException:
             yield Release(lease)
             raise
-        task.load_time.observe(time.monotonic() - began)
         ttl = task.policy.ttl_of(value is None) * (1 - random.random() * task.policy.jitter)
         outcome: Stored | Refused = yield Fill(lease, flags, body, ttl)
         stored = isinstance(outcome, Stored)
+        _note(task, stored)
         landed = Landed(flags, body, stored, ttl if stored else None)
         return Entry(value, "loaded" if stored else "uncached", landed.expires_in)
     finally:
-        task.flights.end(task.key, flight, landed)
+        task.local.flights.end(task.key, flight, landed)
+
+
+def _run_loader(task: Task) -> Generator[Request, Any, Any]:
+    """Load, and count what it took."""
+    began = time.monotonic()
+    try:
+        value = yield Load()
+    except Exception:
+        task.profile.stats.failed += 1
+        raise
+    seconds = time.monotonic() - began
+    task.profile.load_time.observe(seconds)
+    task.profile.stats.loaded.observe(seconds)
+    return value
+
+
+def _note(task: Task, stored: bool) -> None:
+    if stored:
+        task.local.holders.drop(task.key)
+    else:
+        task.profile.stats.refused += 1
 
 
 def _landed(task: Task, landed: Landed) -> Entry | None:
+    state = "fresh" if landed.cached else "uncached"
+    return _decoded(task, landed.flags, landed.body, state, landed.expires_in)
+
+
+def _decoded(task: Task, flags: int, body: bytes, state: str, expires_in: float | None) -> Entry | None:
     try:
-        value = task.codec.decode(landed.flags, landed.body)
+        return Entry(task.profile.codec.decode(flags, body), state, expires_in)
     except DecodeError:
         return None
-    return Entry(value, "fresh" if landed.cached else "uncached", landed.expires_in)
 
 
 def _encode(task: Task, value: Any) -> tuple[int, bytes]:
     try:
-        return task.codec.encode(value)
+        return task.profile.codec.encode(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"{task.name} returned a {type(value).__name__} that cannot be cached: {error}") from error
+        name = task.profile.name
+        raise TypeError(f"{name} returned a {type(value).__name__} that cannot be cached: {error}") from error
 
 
 def _check_time(task: Task) -> None:
@@ -326,4 +345,4 @@ def _check_time(task: Task) -> None:
 
 
 def _timeout(task: Task, seconds: float) -> LeaseTimeout:
-    return LeaseTimeout(f"{task.name}: no value for {task.key.decode()} within {seconds:g} s")
+    return LeaseTimeout(f"{task.profile.name}: no value for {task.key.decode()} within {seconds:g} s")

@@ -16,7 +16,7 @@ from leasecache.fork import forget_after_fork
 
 if TYPE_CHECKING:
     from leasecache.keys import KeyTemplate
-    from leasecache.stores.base import Store
+    from leasecache.stores.base import AsyncStore, Store
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # s
 
@@ -181,7 +181,7 @@ class Stats:
         return plain
 
 
-def snapshot(functions: Iterable[Measured], store: "Store | None") -> Stats:
+def snapshot(functions: Iterable[Measured], store: "Store | AsyncStore | None") -> Stats:
     """Return the figures of a cache's functions and of its store's nodes, as they are now; asks no node anything."""
     figures = tuple(_function(function) for function in functions)
     found = sum(one.hits + one.stale for one in figures)

@@ -3,14 +3,29 @@
 import inspect
 import types
 import typing
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import OrderedDict, abc
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 from leasecache.errors import DefinitionError
 from leasecache.keys import FieldType, field_type
 
 _IMPLIED = ("self", "cls")
+_BATCHES = (abc.Iterable, abc.Collection, abc.Sequence, abc.Set, list, tuple, set, frozenset)
+_MAPPINGS = (abc.Mapping, abc.MutableMapping, dict)
+
+Loading = tuple[tuple[Any, ...], Callable[[], Any]]  # the values of the key fields, and the call that loads
+
+
+class Signature(Protocol):
+    """What the declaration of a cached function needs of its signature."""
+
+    is_method: bool
+
+    def field_types(self) -> dict[str, FieldType]: ...
+    def value_type(self) -> Any: ...
+    def key_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]: ...
 
 
 def qualified_name(fn: Callable[..., Any]) -> str:
@@ -43,7 +58,16 @@ class KeySignature:
         """Return the same from the key's parameters alone, as `key`, `peek` and `invalidate` take them."""
         return self._bind(self._key_signature, args, kwargs)
 
-    def call(self, args: tuple[Any, ...], others: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def loads(self, load: Callable[..., Any], arguments: Iterable[Any], others: dict[str, Any]) -> dict[Any, Loading]:
+        """Return {argument: key values and load}; an argument is the key's only parameter, or a tuple of all."""
+        found: dict[Any, Loading] = {}
+        for argument in arguments:
+            args = argument if isinstance(argument, tuple) else (argument,)
+            positional, named = self._call(args, others)
+            found[argument] = self.key_values(args, {}), partial(load, *positional, **named)
+        return found
+
+    def _call(self, args: tuple[Any, ...], others: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments of the call whose key parameters are `args`.
 
         Raises TypeError when `others` names one of those: it would be loaded, and stored under another value's key.
@@ -69,6 +93,10 @@ class KeySignature:
     def field_types(self) -> dict[str, FieldType]:
         """Return how each key field is rendered, from its annotation. Raises DefinitionError."""
         return {name: self._field_type(name) for name in self._fields}
+
+    def value_type(self) -> Any:
+        """Return the annotation of one value. Raises NameError while it does not resolve."""
+        return resolve(self._fn, "return")
 
     def _field_type(self, name: str) -> FieldType:
         where = f"{qualified_name(self._fn)}: parameter {name!r}"
@@ -97,6 +125,86 @@ class KeySignature:
             raise DefinitionError(
                 f"{function}: parameter {left_out[0]!r} is not in the key, so callers would share a value; add "
                 f"{{{left_out[0]}}} to the template, or ignore=({left_out[0]!r},) if it does not change the value"
+            )
+
+
+class BatchSignature:
+    """The signature of a function that loads many values: a batch of what is in the key, then ignored parameters."""
+
+    def __init__(self, fn: Callable[..., Any], fields: Sequence[str], ignore: Sequence[str]) -> None:
+        """Raises DefinitionError when the function does not take a batch first, or its template has not one field."""
+        self._function = qualified_name(fn)
+        if len(fields) != 1:
+            shape = "'user:{user_id}'"
+            raise DefinitionError(f"{self._function}: the template of cached_many has one field, such as {shape}")
+        parameters = list(inspect.signature(fn).parameters.values())
+        self.is_method = bool(parameters) and parameters[0].name in _IMPLIED
+        self._parameters = parameters[1:] if self.is_method else parameters
+        self._signature = inspect.Signature(self._parameters)
+        self._fn = fn
+        self._field = fields[0]
+        self._check(ignore)
+
+    def key_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Return the one argument that is in the key. Raises TypeError when there is another number of them."""
+        if len(args) != 1 or kwargs:
+            raise TypeError(f"{self._function}: takes one {self._field}, not {len(args) + len(kwargs)} arguments")
+        return args
+
+    def split(
+        self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+        """Return the batch of a call, duplicates once, and what loads a list like it. `skip` arguments come first."""
+        bound = self._signature.bind(*args[skip:], **kwargs)
+        name = self._parameters[0].name
+        batch = list(dict.fromkeys(bound.arguments[name]))
+
+        def load_these(batch: list[Any]) -> Any:
+            call = inspect.BoundArguments(self._signature, OrderedDict(bound.arguments | {name: batch}))
+            return load(*args[:skip], *call.args, **call.kwargs)
+
+        return batch, load_these
+
+    def field_types(self) -> dict[str, FieldType]:
+        """Return how the key field is rendered, from the annotation of the batch. Raises DefinitionError."""
+        name = self._parameters[0].name
+        where = f"{self._function}: parameter {name!r}"
+        if name not in self._fn.__annotations__:
+            raise DefinitionError(f"{where} needs an annotation, for example {name}: Sequence[int]")
+        try:
+            annotation = resolve(self._fn, name)
+        except NameError as error:
+            raise DefinitionError(f"{where}: its annotation does not resolve ({error}); import the type") from error
+        elements = [a for a in typing.get_args(annotation) if a is not Ellipsis]
+        if typing.get_origin(annotation) not in _BATCHES or len(elements) != 1:
+            raise DefinitionError(f"{where} must be annotated as a batch of keys, for example {name}: Sequence[int]")
+        return {self._field: field_type(elements[0], where)}
+
+    def value_type(self) -> Any:
+        """Return the annotation of one value, of `Mapping[key, value]`. Raises NameError while it does not resolve."""
+        annotation = resolve(self._fn, "return")
+        arguments = typing.get_args(annotation)
+        if typing.get_origin(annotation) not in _MAPPINGS or len(arguments) != 2:
+            raise DefinitionError(f"{self._function} must return a mapping, for example -> Mapping[int, User]")
+        return arguments[1]
+
+    def _check(self, ignore: Sequence[str]) -> None:
+        if isinstance(ignore, str):
+            raise DefinitionError(f"{self._function}: ignore must be a tuple of names, such as ignore=({ignore!r},)")
+        if not self._parameters or self._parameters[0].kind not in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            raise DefinitionError(f"{self._function} must take the batch first, for example user_ids: Sequence[int]")
+        names = [parameter.name for parameter in self._parameters[1:]]
+        for name in ignore:
+            if name not in names:
+                raise DefinitionError(f"{self._function} has no parameter {name!r} after the batch, which ignore names")
+        left_out = [name for name in names if name not in ignore]
+        if left_out:
+            raise DefinitionError(
+                f"{self._function}: parameter {left_out[0]!r} is not in the key, so callers would share a value; "
+                f"pass ignore=({left_out[0]!r},) if it does not change the value"
             )
 
 

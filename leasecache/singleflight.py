@@ -6,6 +6,7 @@ issued: then nothing can have voided the token between the load's begin and the 
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -26,22 +27,47 @@ class Landed:
 class Flight:
     """One load, or one poll for somebody else's, that other callers of this process wait for."""
 
-    __slots__ = ("__weakref__", "_done", "landed", "token")
+    __slots__ = ("__weakref__", "_done", "_listeners", "_lock", "landed", "token")
 
     def __init__(self, token: Token | None) -> None:
         self.token = token
         self.landed: Landed | None = None
         self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[], object]] = []
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether there is nothing to wait for any more."""
+        return self._done.is_set()
 
     def end(self, landed: Landed | None) -> None:
         """Wake everyone; None means that they must ask again. What ends it first counts."""
-        if not self._done.is_set():
+        with self._lock:
+            if self._done.is_set():
+                return
             self.landed = landed
             self._done.set()
+        for wake in self._listeners:
+            wake()
 
     def wait(self, seconds: float) -> Landed | None:
         """Wait up to `seconds`; None when the flight brought nothing, or not yet."""
         return self.landed if self._done.wait(max(seconds, 0)) else None
+
+    def listen(self, wake: Callable[[], object]) -> None:
+        """Call `wake()` once the flight has ended, from the thread that ends it; at once if it has."""
+        with self._lock:
+            if not self._done.is_set():
+                self._listeners.append(wake)
+                return
+        wake()
+
+    def unlisten(self, wake: Callable[[], object]) -> None:
+        """Take back `listen`."""
+        with self._lock:
+            if wake in self._listeners and not self._done.is_set():
+                self._listeners.remove(wake)
 
     def admits(self, token: Token) -> bool:
         """Tell whether a caller whose lease-get was answered with `token` may take this flight's value."""

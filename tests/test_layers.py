@@ -22,11 +22,12 @@ LAYERS: dict[str, list[str]] = {
         *("invalidation.wire", "invalidation.pgoutput", "invalidation.stream"),
     ],
     "3 waiting": [
-        *("metrics", "stores", "stores.*", "flow", "singleflight", "background", "driver", "config", "target"),
-        "transaction",
+        *("task", "flow", "batch", "singleflight", "holders", "loadtime", "schedule"),
+        *("poller", "apoller", "driver", "adriver"),
+        *(*("metrics", "stores", "stores.*", "config", "target", "background"), "transaction"),
     ],
-    "4 functions": ["function", "decorator"],
-    "5 surface": ["cache", ""],
+    "4 functions": ["function", "calls", "acalls", "many", "amany", "decorator", "surface"],
+    "5 surface": ["registry", "cache", "acache", ""],
     "6 counters": ["counter_sql", "counters"],
     "7 surroundings": ["prometheus", "contrib", "lab", "lab.*"],
     "D daemon": [

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from leasecache import Cache, ConfigError, LeaseTimeout, NodeError, UnguardedWarning, row
-from leasecache.flow import AHEAD_ALWAYS, Load, Sleep, Task, refresh
+from leasecache.flow import AHEAD_ALWAYS, refresh
 from leasecache.lab import MemcachedServer, TcpProxy, wait_until
 from leasecache.lease import Lease, Stored
+from leasecache.task import Get, Load
 
 
 @pytest.fixture(params=["memory", "memcached"])
@@ -302,7 +303,7 @@ def test_wait_timeout_load_lets_one_caller_load(cache: Cache) -> None:
 
 def count_permits(get_item: Any) -> list[bytes]:
     """Return a list that grows by a key whenever a caller asks for the permit to load without a lease."""
-    permits = get_item._self_core._runtime.driver().permits
+    permits = get_item._self_core._runtime.driver().local.permits
     entered: list[bytes] = []
     enter = permits.enter
 
@@ -374,7 +375,7 @@ def test_waiter_that_takes_over_answers_the_other_waiters() -> None:
 
 def count_joins(get_item: Any) -> list[bytes]:
     """Return a list that grows by a key whenever a caller begins to wait for somebody's lease."""
-    flights = get_item._self_core._runtime.driver().flights
+    flights = get_item._self_core._runtime.driver().local.flights
     joined: list[bytes] = []
     join_or_begin = flights.join_or_begin
 
@@ -637,7 +638,7 @@ def test_interrupted_driver_closes_its_flow() -> None:
 
     def flow() -> Any:
         try:
-            yield Sleep(0)
+            yield Get()
         finally:
             ended.append(True)
 
@@ -657,8 +658,10 @@ def test_interrupted_driver_closes_its_flow() -> None:
             self.inner.close()
 
     interrupted = Interrupting()
-    with Cache.from_url("memory://") as cache, pytest.raises(KeyboardInterrupt):
-        cache.driver().run(interrupted, None)  # type: ignore[arg-type]
+    with Cache.from_url("memory://") as cache:
+        core = declare(cache, Loader())._self_core
+        with pytest.raises(KeyboardInterrupt):
+            cache.driver().run(interrupted, core.task(core.bind(), b"item:1", lambda: 1))  # type: ignore[arg-type]
     assert ended == [True]
 
 
@@ -668,20 +671,11 @@ def test_abandoned_flow_ends_its_flight() -> None:
         core = declare(cache, Loader())._self_core
         lease = cache.lease_get(b"item:1")
         assert isinstance(lease, Lease)
-        task = Task(
-            name="get_item",
-            key=b"item:1",
-            policy=core.policy,
-            codec=core.codec,
-            load=lambda: 1,
-            load_time=core._load_time,
-            flights=cache.driver().flights,
-            permits=cache.driver().permits,
-        )
+        task = core.task(core.bind(), b"item:1", lambda: 1)
         flow = refresh(task, lease)
         assert next(flow) == Load()
         flow.close()
-        assert not cache.driver().flights._by_key
+        assert not cache.driver().local.flights._by_key
 
 
 def test_unencodable_value_names_the_function(cache: Cache) -> None:
@@ -756,7 +750,7 @@ def test_load_in_another_store_is_not_joined() -> None:
         with cache.override("memory://"):
             lease = held(cache, get_item, 1)
             inside = pool.submit(get_item.lookup, 1)
-            overriding = cache.driver().flights
+            overriding = cache.driver().local.flights
             wait_until(lambda: len(overriding._by_key.get(get_item.key(1), ())), 10, "the caller inside to wait")
             loader.may_end.set()
             assert outside.result() == 1

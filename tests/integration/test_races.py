@@ -144,7 +144,7 @@ def test_waiter_of_another_token_does_not_join(memcached: MemcachedServer) -> No
         assert isinstance(taken, Lease)
         second = threading.Thread(target=lambda: seen.append(get_row(1)))
         second.start()
-        flights = cache.driver().flights
+        flights = cache.driver().local.flights
         wait_until(lambda: sum(map(len, flights._by_key.values())) == 2, 5, "the second caller to wait by itself")
         go_on.set()
         first.join()

@@ -1,0 +1,65 @@
+"""Who holds the lease of a key, as far as this process has seen: since when, and how often it was robbed.
+
+A holder that is dead never stores, and a stale item has no clock that would end its lease; one that is merely slow
+must get to store. So each theft of a key doubles the time that the next holder is given.
+"""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from leasecache.fork import forget_after_fork
+from leasecache.lease import Token
+
+KNOWN = 4096  # keys remembered, the latest
+LONGEST = 8  # times lease_for: what thefts can stretch a holder's time to
+
+
+@dataclass(slots=True)
+class _Holder:
+    cas: int
+    since: float  # monotonic s when this process first saw this lease
+    thefts: int = 0
+
+
+class Holders:
+    """The leases of others that callers of this process have run into, by key."""
+
+    def __init__(self) -> None:
+        self.forget()
+        forget_after_fork(self)
+
+    def forget(self) -> None:
+        """Start anew."""
+        self._lock = threading.Lock()
+        self._by_key: OrderedDict[bytes, _Holder] = OrderedDict()
+
+    def deadline(self, key: bytes, token: Token, patience: float, lease_for: float, now: float) -> float:
+        """Return when (monotonic s) the holder of `token` has had its time, seen for the first time now or earlier.
+
+        A holder gets `patience` s, doubled for each holder of the key before it that was robbed.
+        """
+        with self._lock:
+            holder = self._by_key.get(key)
+            if holder is None or holder.cas != token.cas:
+                holder = self._by_key[key] = _Holder(token.cas, now, _thefts(holder, patience, lease_for, now))
+                if len(self._by_key) > KNOWN:
+                    self._by_key.popitem(last=False)
+            self._by_key.move_to_end(key)
+            return holder.since + _time(holder.thefts, patience, lease_for)
+
+    def drop(self, key: bytes) -> None:
+        """Forget a key whose value has been stored."""
+        with self._lock:
+            self._by_key.pop(key, None)
+
+
+def _time(thefts: int, patience: float, lease_for: float) -> float:
+    return min(patience * 2.0 ** min(thefts, 64), max(patience, LONGEST * lease_for))
+
+
+def _thefts(before: _Holder | None, patience: float, lease_for: float, now: float) -> int:
+    """Count a theft when the holder before had used up its time: nobody tells who robbed it."""
+    if before is None:
+        return 0
+    return before.thefts + (now >= before.since + _time(before.thefts, patience, lease_for))

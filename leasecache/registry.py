@@ -1,0 +1,181 @@
+"""What a cache is without its store, synchronous or not: its functions, its configuration, when to step aside."""
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, Generic, TypeVar
+
+from leasecache.config import check_guard, parse_url
+from leasecache.decorator import decorate, plain
+from leasecache.errors import ConfigError, DefinitionError
+from leasecache.function import AnyDriver, FunctionCore, Loader
+from leasecache.keys import check_key
+from leasecache.policy import LEASE_MOST, Policy
+from leasecache.rules import Row, RuleSet
+from leasecache.signature import BatchSignature, KeySignature
+
+D = TypeVar("D", bound=AnyDriver)
+
+
+class UnguardedWarning(UserWarning):
+    """depends_on without a guard: a lost invalidation is noticed only when the ttl is over."""
+
+
+class Registry(Generic[D]):
+    """The functions of one cache and the store that they use now."""
+
+    _asynchronous: bool
+    _single: type[FunctionCore]  # what becomes of a function of one value per call
+    _batch: type[FunctionCore]  # what becomes of a function of many
+
+    def __init__(self, in_transaction: Callable[[], bool] | None = None) -> None:
+        self.active: D | None = None
+        self._in_transaction = in_transaction
+        self._bypassed: ContextVar[bool] = ContextVar("leasecache_bypass", default=False)
+        self._warn_unguarded = False
+        self._functions: list[FunctionCore] = []
+
+    def configure(self, url: str, *, guard: str | None = None) -> None:
+        """Set or change the URL, at application start. Raises ConfigError naming the fault and the fix."""
+        self._configure(url, guard)
+
+    @property
+    def rules(self) -> RuleSet:
+        """The invalidation rules of all functions with `depends_on`, for the daemon."""
+        rules = tuple(rule for core in self._functions for rule in core.rules)
+        return RuleSet(namespace=self.active.store.namespace if self.active else None, rules=rules)
+
+    @contextlib.contextmanager
+    def bypass(self) -> Iterator[None]:
+        """Neither serve nor fill in this context; for a transaction that has written."""
+        token = self._bypassed.set(True)
+        try:
+            yield
+        finally:
+            self._bypassed.reset(token)
+
+    @contextlib.contextmanager
+    def override(self, url: str) -> Iterator[None]:
+        """Use another store for a while, such as `memory://` in a test; then the configured one again."""
+        replaced, active = self.active, self._open(url)
+        self.active = active
+        try:
+            yield
+        finally:
+            self.active = replaced
+            self._retire(active)
+
+    def driver(self) -> D:
+        """Return the driver of the configured store. Raises ConfigError before `configure`."""
+        if self.active is None:
+            raise ConfigError("this cache has no URL yet; call cache.configure('memcached://host:port') at start")
+        return self.active
+
+    def bypassed(self) -> bool:
+        """Tell whether calls in this context must neither be served nor fill."""
+        return self._bypassed.get() or (self._in_transaction is not None and self._in_transaction())
+
+    def _open(self, url: str) -> D:
+        """Return a driver of the store at `url`."""
+        raise NotImplementedError
+
+    def _retire(self, driver: D) -> None:
+        """Close a driver that is used no more."""
+        raise NotImplementedError
+
+    def _configure(self, url: str, guard: str | None) -> None:
+        parsed = parse_url(url)
+        check_guard(guard)
+        replaced, self.active = self.active, self._open(url)
+        if replaced is not None:
+            self._retire(replaced)
+        unguarded = parsed.scheme not in ("memory", "null") and (guard or parsed.guard) is None
+        self._warn_unguarded = unguarded
+        self._warn_once()
+
+    def _declare(
+        self,
+        fn: Any,
+        template: str,
+        policy: Policy,
+        depends_on: Row | Sequence[Row] | None,
+        ignore: Sequence[str],
+        *,
+        batch: bool = False,
+    ) -> Any:
+        inner = plain(fn)
+        self._check(inner)
+        kind = self._batch if batch else self._single
+        core = kind(
+            inner,
+            template,
+            policy,
+            signature=BatchSignature if batch else KeySignature,
+            runtime=self,
+            depends_on=depends_on,
+            ignore=ignore,
+        )
+        self._register(core)
+        return decorate(fn, core)
+
+    def _check(self, fn: Loader) -> None:
+        if not hasattr(fn, "__qualname__") or not hasattr(fn, "__annotations__"):
+            raise DefinitionError(f"{fn!r} is not a function written with def; wrap it in one to cache it")
+        if inspect.iscoroutinefunction(fn) and not self._asynchronous:
+            raise DefinitionError(f"{fn.__qualname__} is async; Cache caches plain functions, AsyncCache async ones")
+        if self._asynchronous and not inspect.iscoroutinefunction(fn):
+            raise DefinitionError(
+                f"{fn.__qualname__} is not async def; AsyncCache caches async functions, Cache plain ones"
+            )
+
+    def _register(self, core: FunctionCore) -> None:
+        overlapping = [other for other in self._functions if other.template.overlaps(core.template)]
+        for other in overlapping:
+            if other.name != core.name:
+                raise DefinitionError(
+                    f"{core.name}: template {core.template.text!r} can render a key of {other.name} "
+                    f"({other.template.text!r}); give one of them another prefix"
+                )
+        # Of the same name and template: defined again. Of the same name alone: another product of one factory.
+        self._functions = [other for other in self._functions if other not in overlapping] + [core]
+        self._warn_once()
+
+    def _warn_once(self) -> None:
+        if self._warn_unguarded and any(core.rules for core in self._functions):
+            self._warn_unguarded = False
+            warnings.warn(
+                "depends_on without a guard: if an invalidation is lost, a value can be wrong until its ttl is over; "
+                "pass guard='none' to say that this is understood",
+                UnguardedWarning,
+                stacklevel=4,
+            )
+
+
+def chosen(policy: Policy | None, fields: dict[str, Any]) -> Policy:
+    """Return the policy that a decorator was given, whole or by its fields. Raises DefinitionError."""
+    if policy is not None:
+        if fields:
+            raise DefinitionError(f"give either policy=… or its fields, not both ({', '.join(fields)})")
+        return policy
+    try:
+        return Policy(**fields)
+    except TypeError as error:
+        if isinstance(error, DefinitionError):
+            raise
+        known = ", ".join(Policy.__dataclass_fields__)
+        raise DefinitionError(f"cached(): {str(error).replace('Policy.__init__() ', '')}; fields are {known}") from None
+
+
+def check_lease(key: object, lease_for: float) -> None:
+    """Refuse a key or a duration that no node could take. Raises ValueError, TypeError or ConfigError."""
+    check_key(key)
+    if not 1 <= lease_for <= LEASE_MOST:
+        raise ConfigError(f"lease_for={lease_for!r} must be from 1 s to {LEASE_MOST} s")
+
+
+def check_value(value: object) -> None:
+    """Refuse what is not bytes."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"a value is bytes, not {type(value).__name__}")

@@ -1,0 +1,136 @@
+"""One call of one cached function, and the requests by which its flow asks a driver for what may have to wait."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from leasecache.codecs import Codec
+from leasecache.holders import Holders
+from leasecache.lease import Answer, Ask, Fill, Lease, Token
+from leasecache.loadtime import LoadTime
+from leasecache.metrics import FunctionStats
+from leasecache.policy import Policy
+from leasecache.singleflight import Flight, Flights, Permits
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value with its provenance: state is "fresh", "stale", "loaded" or "uncached"; expires_in in s."""
+
+    value: Any
+    state: str
+    expires_in: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What all calls of one function share."""
+
+    name: str  # of the function, for messages
+    policy: Policy
+    codec: Codec
+    load_time: LoadTime
+    stats: FunctionStats
+    inline: bool = False  # a refresh must run in the winner: the loader takes arguments that are not in the key
+
+
+class Local:
+    """What the callers of this process know of each other, for one store: the tokens of two stores can be alike."""
+
+    def __init__(self) -> None:
+        self.flights = Flights()
+        self.permits = Permits()
+        self.holders = Holders()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One call."""
+
+    key: bytes
+    profile: Profile
+    local: Local
+    load: Callable[[], Any]
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the function."""
+        return self.profile.policy
+
+    @property
+    def wait_until(self) -> float:
+        """When the call stops waiting for somebody else's lease, on the monotonic clock."""
+        return self.began + self.policy.wait_for
+
+    @property
+    def last_until(self) -> float:
+        """When the call stops waiting for anything but its own load."""
+        return self.wait_until + self.policy.lease_for
+
+    def ask(self, refresh_ahead: float | None = None) -> Ask:
+        """Return the lease-get of this call; `refresh_ahead` in s, None = the policy's."""
+        ahead = self.policy.refresh_ahead if refresh_ahead is None else refresh_ahead
+        return Ask(self.key, self.policy.lease_for, ahead)
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Send a lease-get; resumed with its answer, or the NodeError."""
+
+    refresh_ahead: float | None = None  # s, None = the policy's
+
+
+@dataclass(slots=True, eq=False)
+class Look:
+    """Send lease-gets, with those of everybody who waits, until an answer no longer names `token`.
+
+    Resumed with that answer or NodeError; at `until` with the last answer, or None when there was none.
+    """
+
+    ask: Ask
+    token: Token
+    until: float  # monotonic s
+    due: float  # monotonic s: when to look first, and then next
+    again: float  # monotonic s: when to look for the second time
+    pause: float = 0.0  # s between the last two looks
+    answer: Answer | Exception | None = None
+    settled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Steal:
+    """Void a lease whose holder has had its time; resumed with what a lease-get then answers, or the NodeError."""
+
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give a lease back; resumed with None even when the node is gone."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Run the loader; resumed with its value, or its exception is thrown in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Refresh under this lease in the background."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Wait for a flight until a monotonic time; resumed with what it brought, or None."""
+
+    flight: Flight
+    until: float
+
+
+Request = Get | Look | Steal | Fill | Release | Load | Spawn | Join
