@@ -12,25 +12,46 @@ from leasecache.config import CacheUrl, open_store, parse_url
         ("memory://", CacheUrl(scheme="memory")),
         ("null://", CacheUrl(scheme="null")),
         ("memory://?capacity=1000", CacheUrl(scheme="memory", options={"capacity": 1000})),
-        ("memcached://h", CacheUrl(scheme="memcached", nodes=("h:11211",))),
-        ("memcached://h:1/", CacheUrl(scheme="memcached", nodes=("h:1",))),
-        ("memcached://10.0.0.1:1,b.c:2,d", CacheUrl(scheme="memcached", nodes=("10.0.0.1:1", "b.c:2", "d:11211"))),
-        ("memcached://[::1]", CacheUrl(scheme="memcached", nodes=("[::1]:11211",))),
-        ("memcached://[::1]:5", CacheUrl(scheme="memcached", nodes=("[::1]:5",))),
+        ("memcached://h", CacheUrl(scheme="memcached", nodes=("h:11211",), weights=(1,))),
+        ("memcached://h:1/", CacheUrl(scheme="memcached", nodes=("h:1",), weights=(1,))),
+        (
+            "memcached://10.0.0.1:1,b.c:2,d",
+            CacheUrl(scheme="memcached", nodes=("10.0.0.1:1", "b.c:2", "d:11211"), weights=(1, 1, 1)),
+        ),
+        ("memcached://[::1]", CacheUrl(scheme="memcached", nodes=("[::1]:11211",), weights=(1,))),
+        ("memcached://[::1]:5", CacheUrl(scheme="memcached", nodes=("[::1]:5",), weights=(1,))),
         (
             "memcached://h:1,[::1]:2,[fe80::2]",
-            CacheUrl(scheme="memcached", nodes=("h:1", "[::1]:2", "[fe80::2]:11211")),
+            CacheUrl(scheme="memcached", nodes=("h:1", "[::1]:2", "[fe80::2]:11211"), weights=(1, 1, 1)),
         ),
-        ("memcached:///run/my%20cache.sock", CacheUrl(scheme="memcached", nodes=("/run/my cache.sock",))),
+        ("memcached:///run/my%20cache.sock", CacheUrl(scheme="memcached", nodes=("/run/my cache.sock",), weights=(1,))),
         (
             "memcached:///run/m.sock?namespace=shop",
-            CacheUrl(scheme="memcached", nodes=("/run/m.sock",), namespace="shop"),
+            CacheUrl(scheme="memcached", nodes=("/run/m.sock",), weights=(1,), namespace="shop"),
+        ),
+        ("memcached://h*3,b:1", CacheUrl(scheme="memcached", nodes=("h:11211", "b:1"), weights=(3, 1))),
+        (
+            "memcached://app:s%40%2Fp@h,b:1",
+            CacheUrl(scheme="memcached", nodes=("h:11211", "b:1"), weights=(1, 1), credentials=("app", "s@/p")),
+        ),
+        (
+            "memcached://app:word@/run/m.sock",
+            CacheUrl(scheme="memcached", nodes=("/run/m.sock",), weights=(1,), credentials=("app", "word")),
+        ),
+        (
+            "memcached://h?proxied=true",
+            CacheUrl(scheme="memcached", nodes=("h:11211",), weights=(1,), options={"proxied": True}),
+        ),
+        (
+            f"memcacheds://h?ca={__file__}",
+            CacheUrl(scheme="memcacheds", nodes=("h:11211",), weights=(1,), options={"ca": __file__}),
         ),
         (
             "memcached://h?namespace=shop-1&guard=none&timeout=0.5&connect_timeout=2&pool=8",
             CacheUrl(
                 scheme="memcached",
                 nodes=("h:11211",),
+                weights=(1,),
                 namespace="shop-1",
                 guard="none",
                 options={"timeout": 0.5, "connect_timeout": 2.0, "pool": 8},
@@ -59,17 +80,26 @@ def test_urls(url: str, expected: CacheUrl) -> None:
         ("memcached://h:port", "'h:port' is not host:port"),
         ("memcached://h:²", "is not host:port"),
         ("memcached://a b", "'a b' is not host:port"),
-        ("memcached://::1", "'::1' is not host:port; an IPv6 address stands in brackets"),
+        ("memcached://::1", "is not host:port or host:port\\*weight; an IPv6 address stands in brackets"),
         ("memcached://[::1", r"'\[::1' is not host:port"),
         ("memcached://h/0", "expected memcached://host:port,host:port"),
-        ("memcached://user@h", "expected memcached://host:port,host:port"),
+        ("memcached://user@h", "before the @ stand a user and a password"),
+        ("memcached://:word@h", "before the @ stand a user and a password"),
+        ("memcached://h*0", r"'h\*0' is not host:port or host:port\*weight"),
+        ("memcached://h*100", r"'h\*100' is not host:port or host:port\*weight"),
+        ("memcached://h?proxied=yes", "proxied must be true or false, not 'yes'"),
+        ("memcached://h?ca=/x.pem", "unknown option 'ca'; TLS is memcacheds://"),
+        ("memcacheds://h?ca=/nowhere.pem", "ca names no file that can be read: '/nowhere.pem'"),
         ("memcached://h:1,h:1", "names a node twice"),
         ("memcached://h,h:11211", "names a node twice"),
         ("memory://host", "memory:// takes no address"),
         ("null:///path", "null:// takes no address"),
         ("memcached://h?timeuot=1", "unknown option 'timeuot'; did you mean 'timeout'"),
         ("memcached://h?name_space=x", "unknown option 'name_space'; did you mean 'namespace'"),
-        ("memcached://h?zzz=1", "unknown option 'zzz'; known are timeout, connect_timeout, pool, namespace, guard"),
+        (
+            "memcached://h?zzz=1",
+            "unknown option 'zzz'; known are timeout, connect_timeout, pool, proxied, namespace, guard",
+        ),
         ("memory://?timeout=1", "unknown option 'timeout'"),
         ("memcached://h?timeout=fast", "timeout must be a number above 0, not 'fast'"),
         ("memcached://h?timeout=", "timeout must be a number above 0, not ''"),
@@ -117,9 +147,41 @@ def test_a_refused_url_changes_nothing() -> None:
 
 
 def test_errors_show_no_password() -> None:
-    """A password in a URL, which no scheme of ours takes, does not come back in the error."""
-    for url in ("redis://app:secret@10.0.0.1:6379/0", "memcached://app:secret@10.0.0.1:11211"):
+    """A password in a URL with a fault does not come back in the error, nor in what shows the parsed URL."""
+    for url in (
+        "memcached://app:secret@10.0.0.1:0",
+        "memcached://app:se/cret@10.0.0.1:0",
+        "memory://app:secret@10.0.0.1",
+    ):
         with pytest.raises(ConfigError) as caught:
             parse_url(url)
-        assert "secret" not in str(caught.value)
+        assert "cret" not in str(caught.value)
         assert "app:***@10.0.0.1" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"write @ as %40 in an option, and \? as %3F in a password") as caught:
+        parse_url("memcached://app:secret?word@10.0.0.1")
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(parse_url("memcached://app:secret@10.0.0.1"))
+
+
+def test_key_without_certificate() -> None:
+    """A private key without the certificate that it belongs to is refused when the store is opened."""
+    with pytest.raises(ConfigError, match="key= without cert="):
+        open_store(f"memcacheds://h?key={__file__}")
+
+
+def test_weights_are_shares_of_the_keys() -> None:
+    """A node of weight three owns three quarters of the keys, and without weights all keys are where they were."""
+    weighted = open_store("memcached://a*3,b")
+    owned = sum(weighted.node_for(b"key:%d" % i).name == "a:11211" for i in range(4000))
+    assert 2850 < owned < 3150
+    plain, moved = open_store("memcached://a,b"), open_store("memcached://b*1,a*1")
+    keys = [b"key:%d" % i for i in range(200)]
+    assert [plain.node_for(k).name for k in keys] == [moved.node_for(k).name for k in keys]
+
+
+def test_more_weight_moves_keys_to_that_node_only() -> None:
+    """Raising a node's weight moves keys to it and none between the others."""
+    before, after = open_store("memcached://a,b,c"), open_store("memcached://a*2,b,c")
+    keys = [b"key:%d" % i for i in range(1000)]
+    moved = {after.node_for(k).name for k in keys if before.node_for(k).name != after.node_for(k).name}
+    assert moved == {"a:11211"}
