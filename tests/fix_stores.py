@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from leasecache import _accel, _hot, _pure
-from leasecache.lab import MemcachedServer
+from leasecache.lab import MemcachedServer, RedisServer
 from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
+from leasecache.stores.redis import RedisNode
 from leasecache.stores.routed import RoutedStore
 
 WIRES = {"c": (_hot.Wire, _hot.parse_reply), "python": (_pure.Wire, _pure.parse_reply)}
@@ -30,11 +31,23 @@ def recent_memcached() -> Iterator[MemcachedServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", *(f"{server}-{wire}" for server in SERVERS for wire in WIRES)])
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """A Redis for tests that keep to keys of their own."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "redis", *(f"{server}-{wire}" for server in SERVERS for wire in WIRES)])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Each store; memcached of either kind once over the compiled wire and once over its pure twin."""
     if request.param == "memory":
         yield MemoryStore()
+        return
+    if request.param == "redis":
+        opened = RoutedStore([RedisNode(request.getfixturevalue("shared_redis").address)])
+        yield opened
+        opened.close()
         return
     kind, _, implementation = request.param.partition("-")
     wire, parse = WIRES[implementation]

@@ -26,7 +26,7 @@ QUIET = -1  # instead of a number of replies: as many as come before MN
 
 T = TypeVar("T")
 C = TypeVar("C")
-Build = Callable[[Connection], bytes]  # the request, for this connection
+Build = Callable[[Connection[Wire]], bytes]  # the request, for this connection
 Read = Callable[[list[Reply], int, int, C], T]  # replies, epoch when they were asked for, that of the connection
 
 
@@ -65,7 +65,7 @@ class MemcachedNode:
             proxied=proxied,
         )
         self._epoch = _NoEpoch() if proxied else EPOCH
-        self._pool = Pool(self._connect, pool, patience=timeout)
+        self._pool: Pool[Wire] = Pool(self._connect, pool, patience=timeout)
         self.errors = NodeStats()
         self._down = Probe(self.errors)
 
@@ -199,7 +199,7 @@ class MemcachedNode:
         limit, now = self._dialer.item_size_max, time.time()
         fitting = [limit is None or len(f.lease.key) + len(f.body) + meta.ITEM_OVERHEAD <= limit for f in fills]
 
-        def build(connection: Connection) -> bytes:
+        def build(connection: Connection[Wire]) -> bytes:
             return b"".join([_request_of(*pair, now, connection.mark()) for pair in zip(fills, fitting, strict=True)])
 
         epoch = min([fill.lease.token.epoch for fill in fills if fill.lease.token is not None])
@@ -243,7 +243,7 @@ class MemcachedNode:
                 self._broke(connection, error)
         return None
 
-    def _acquire(self) -> Connection:
+    def _acquire(self) -> Connection[Wire]:
         try:
             return self._pool.acquire()
         except LeasecacheError as error:
@@ -252,7 +252,7 @@ class MemcachedNode:
             self._down.failed()
             raise
 
-    def _over(self, connection: Connection, build: Build, count: int, read: Read[C, T], context: C) -> T:
+    def _over(self, connection: Connection[Wire], build: Build, count: int, read: Read[C, T], context: C) -> T:
         """Send, receive and read. After a NodeError the connection is the caller's, to be reported by `_broke`."""
         epoch = self._epoch.latest  # before the request is sent: a later connection may be to a restarted server
         wire = connection.wire
@@ -268,7 +268,7 @@ class MemcachedNode:
         self._pool.release(connection)
         return result
 
-    def _broke(self, connection: Connection, error: NodeError) -> None:
+    def _broke(self, connection: Connection[Wire], error: NodeError) -> None:
         """Take note of a failed exchange; return if it may go better over another connection, else raise NodeError.
 
         A connection that was idle may have died unnoticed. A restart ends them all, and one failed call finds that out.
@@ -301,7 +301,7 @@ class MemcachedNode:
             raise
         self._down.answered()
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> Connection[Wire]:
         sock, terms = self._dialer.dial()
         return Connection(self._wire(sock), sock, explicit=terms.explicit)
 

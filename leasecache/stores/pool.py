@@ -8,10 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
-from leasecache._accel import Wire
 from leasecache.errors import NodeError, NodeTimeout
 from leasecache.fork import forget_after_fork
 from leasecache.lease import EXPLICIT_CAS
@@ -67,12 +66,23 @@ EPOCH = Epoch()
 NUMBERS = CasNumbers()
 
 
-class Connection:
+class Closable(Protocol):
+    """What talks over the socket of a connection."""
+
+    def close(self) -> None:
+        """Close the socket; never raises."""
+        ...
+
+
+W = TypeVar("W", bound=Closable)
+
+
+class Connection(Generic[W]):
     """A wire and when it was established; `pooled` tells whether it served before, and may have died since."""
 
     __slots__ = ("__weakref__", "_sock", "epoch", "mark", "pooled", "term", "wire")
 
-    def __init__(self, wire: Wire, sock: Any, *, explicit: bool) -> None:
+    def __init__(self, wire: W, sock: Any, *, explicit: bool = False) -> None:
         """`sock` is the wire's; `explicit` tells whether its server takes CAS numbers from us."""
         self.wire = wire
         self.mark: Callable[[], bytes] = NUMBERS.mark if explicit else bytes  # for each command that makes a CAS
@@ -92,17 +102,17 @@ class Connection:
         return bool(poller.poll(0))
 
 
-class Pool:
+class Pool(Generic[W]):
     """At most `limit` connections; one that is idle is used again, the latest first."""
 
-    def __init__(self, connect: Callable[[], Connection], limit: int, patience: float) -> None:
+    def __init__(self, connect: Callable[[], Connection[W]], limit: int, patience: float) -> None:
         """`connect` opens one; a caller waits up to `patience` s for one when `limit` are busy."""
         self._connect = connect
         self._limit = limit
         self._patience = patience
         self._term = 0
-        self.idle: deque[Connection] = deque()  # the same object for ever: readers hold on to it
-        self._open: WeakSet[Connection] = WeakSet()  # weak: one that a signal took from its user is not open
+        self.idle: deque[Connection[W]] = deque()  # the same object for ever: readers hold on to it
+        self._open: WeakSet[Connection[W]] = WeakSet()  # weak: one that a signal took from its user is not open
         self._changed = threading.Condition()
         self._waiting = 0
         self._opening = 0
@@ -113,7 +123,7 @@ class Pool:
         """The number of connections that are open, and of those among them that are idle."""
         return len(self._open), len(self.idle)
 
-    def acquire(self) -> Connection:
+    def acquire(self) -> Connection[W]:
         """Return a connection for one exchange. Raises NodeError, or NodeTimeout when all stay busy."""
         try:
             return self.idle.pop()
@@ -127,7 +137,7 @@ class Pool:
                 raise
         return self._open_or_wait(0)  # no descriptor left for one more: share those that are open
 
-    def acquire_before(self, epoch: int) -> Connection | None:
+    def acquire_before(self, epoch: int) -> Connection[W] | None:
         """Return a connection established no later than `epoch`, or None when none of those is left."""
         deadline = time.monotonic() + self._patience
         with self._changed:
@@ -141,7 +151,7 @@ class Pool:
             finally:
                 self._waiting -= 1
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: Connection[W]) -> None:
         """Give back a connection whose exchange was read to its end."""
         if connection.term != self._term:
             self.discard(connection)
@@ -152,7 +162,7 @@ class Pool:
             with self._changed:
                 self._changed.notify_all()
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: Connection[W]) -> None:
         """Close a connection that may hold half an answer, or that broke."""
         connection.wire.close()
         with self._changed:
@@ -186,7 +196,7 @@ class Pool:
         for connection in self.idle:
             connection.wire.close()
 
-    def _open_or_wait(self, limit: int) -> Connection:
+    def _open_or_wait(self, limit: int) -> Connection[W]:
         deadline = time.monotonic() + self._patience
         with self._changed:
             self._waiting += 1
@@ -201,7 +211,7 @@ class Pool:
                 self._waiting -= 1
         return self._establish()
 
-    def _establish(self) -> Connection:
+    def _establish(self) -> Connection[W]:
         connection, term = None, self._term
         try:
             connection = self._connect()
@@ -214,7 +224,7 @@ class Pool:
                     self._open.add(connection)
                 self._changed.notify_all()
 
-    def _take_before(self, epoch: int) -> Connection | None:
+    def _take_before(self, epoch: int) -> Connection[W] | None:
         for connection in list(self.idle):
             if connection.epoch <= epoch:
                 try:

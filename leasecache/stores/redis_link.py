@@ -1,0 +1,217 @@
+"""One connection to Redis: made by redis-py, bounded in time per exchange, never revived."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis import exceptions
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+
+from leasecache.errors import NodeError, NodeTimeout, ProtocolError
+from leasecache.stores.redis_wire import Command, Unfit, pack
+
+Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
+
+# What redis-py raises on bytes that are not of the protocol is what its parser stumbles over.
+FAILURES = (exceptions.RedisError, OSError, ValueError, RecursionError, OverflowError, MemoryError, TypeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How to get into a server; times in s."""
+
+    timeout: float = 1.0
+    connect_timeout: float = 1.0
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    ssl_ca_certs: str | None = None  # path; None = the system's authorities
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return redis-py's keyword arguments of a connection; the older protocol has all that leases need."""
+        given: dict[str, Any] = {"db": self.db, "username": self.username, "password": self.password, "protocol": 2}
+        given |= {"socket_timeout": self.timeout, "socket_connect_timeout": self.connect_timeout}
+        if self.tls:
+            given |= {name: getattr(self, name) for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")}
+        return given
+
+
+def _bounded(kind: Any) -> Any:
+    """Return the class of redis-py's connection with one time limit per exchange, and one life.
+
+    Its own limit starts anew with every byte that comes. It would also connect again by itself: the epoch of our
+    connection would lie, and a token from before a restart could store.
+    """
+
+    class Bounded(kind):  # type: ignore[misc]
+        spent = False
+
+        def _connect(self) -> "_Socket":
+            if self.spent:
+                raise exceptions.ConnectionError("connection closed")
+            self.spent = True
+            return _Socket(super()._connect(), self.socket_timeout)
+
+    return Bounded
+
+
+class _Socket:
+    """A socket with one deadline from the first byte sent to the last received."""
+
+    def __init__(self, sock: Any, timeout: float) -> None:
+        self._sock = sock
+        self._timeout = timeout
+        self._deadline = time.monotonic() + timeout
+        self._answering = False
+        self._polls = False
+
+    def sendall(self, data: bytes) -> None:
+        """Send everything; what is sent after something was received begins another exchange."""
+        if self._answering:
+            self._deadline, self._answering = time.monotonic() + self._timeout, False
+        rest = memoryview(data)
+        while rest:
+            self._limit()
+            rest = rest[self._sock.send(rest) :]
+
+    def recv(self, size: int) -> bytes:
+        """Receive some bytes."""
+        self._answering = self._answering or not self._polls
+        self._limit()
+        data: bytes = self._sock.recv(size)
+        return data
+
+    def recv_into(self, buffer: Any) -> int:
+        """Receive some bytes into a buffer, for redis-py's compiled parser."""
+        self._answering = self._answering or not self._polls
+        self._limit()
+        received: int = self._sock.recv_into(buffer)
+        return received
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Take 0 for a look at what is there already; redis-py sets its limit again after that."""
+        self._polls = timeout == 0
+
+    def _limit(self) -> None:
+        if self._polls:
+            self._sock.settimeout(0)
+            return
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class Link:
+    """A connection that answers commands, the wire of `pool.Connection`. After an error it must be closed."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, address: Address, access: Access) -> None:
+        """Connect and authenticate. Raises NodeError, and Unfit when we are not let in."""
+        self._connection = _unconnected(address, access)
+        try:
+            self._connection.connect()
+        except exceptions.ResponseError as error:
+            raise Unfit(f"it refuses us: {error}") from error
+        except FAILURES as error:
+            raise failure(error) from error
+
+    def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands and return what each read from its reply, or its ResponseError. Raises NodeError.
+
+        A script that the server does not know is sent in full: NOSCRIPT is per command, and nothing ran.
+        """
+        replies = self._talk(b"".join([command.packed for command in commands]), len(commands))
+        lost = [i for i, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
+        if lost:
+            again = self._talk(b"".join([commands[i].spelled_out for i in lost]), len(lost))
+            for i, reply in zip(lost, again, strict=True):
+                replies[i] = reply
+        return read(commands, replies)
+
+    def ask(self, commands: Sequence[Sequence[bytes]]) -> list[Any]:
+        """Send commands; return the replies, or their ResponseErrors. Raises NodeError."""
+        return self._talk(b"".join([pack(parts) for parts in commands]), len(commands))
+
+    def get(self, request: bytes) -> Any:
+        """Send one packed command; return its reply, or None in place of a ResponseError. Raises NodeError."""
+        connection = self._connection
+        try:
+            if connection.can_read(0):
+                raise ProtocolError("bytes after the last expected reply")
+            connection.send_packed_command([request], check_health=False)
+            return connection.read_response(disable_decoding=True)
+        except exceptions.ResponseError:
+            return None
+        except FAILURES as error:
+            raise failure(error) from error
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, −1 when it is closed."""
+        sock = self._connection._sock
+        return -1 if sock is None else int(sock.fileno())
+
+    def close(self) -> None:
+        """Close the socket; never raises."""
+        self._connection.disconnect()
+
+    def _talk(self, request: bytes, count: int) -> list[Any]:
+        """Send and receive; what arrived while nothing was asked is no answer to anything."""
+        try:
+            if self._connection.can_read(0):
+                raise ProtocolError("bytes after the last expected reply")
+            self._connection.send_packed_command([request], check_health=False)
+            return [self._reply() for _ in range(count)]
+        except FAILURES as error:
+            raise failure(error) from error
+
+    def _reply(self) -> Any:
+        try:
+            return self._connection.read_response(disable_decoding=True)
+        except exceptions.ResponseError as error:
+            return error
+
+
+_TCP, _TLS, _UNIX = _bounded(Connection), _bounded(SSLConnection), _bounded(UnixDomainSocketConnection)
+
+
+def _unconnected(address: Address, access: Access) -> Any:
+    arguments = access.arguments()
+    if isinstance(address, str):
+        return _UNIX(path=address, **arguments)
+    return (_TLS if access.tls else _TCP)(host=address[0], port=address[1], **arguments)
+
+
+def read(commands: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
+    """Return what each command reads from its reply, or its ResponseError. Raises NodeError.
+
+    A server that has become a replica, or starts, is of no use to any command: the connection has to go.
+    """
+    for reply in replies:
+        if isinstance(reply, exceptions.ReadOnlyError | exceptions.MasterDownError):
+            raise NodeError(f"refused: {reply}")
+    return [
+        reply if isinstance(reply, exceptions.ResponseError) else command.read(reply)
+        for command, reply in zip(commands, replies, strict=True)
+    ]
+
+
+def failure(error: Exception) -> NodeError:
+    """Return ours for an error of redis-py or of the socket."""
+    if isinstance(error, NodeError):
+        return error
+    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
+        return Unfit(f"it does not let us in: {error}; give user and password in the URL: redis://user:password@host")
+    if isinstance(error, exceptions.TimeoutError | TimeoutError):
+        return NodeTimeout("no answer in time")
+    if isinstance(error, exceptions.ConnectionError | OSError):
+        return NodeError(f"{error or type(error).__name__}")
+    return ProtocolError(f"unexpected answer: {error or type(error).__name__}")

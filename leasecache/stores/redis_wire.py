@@ -1,0 +1,313 @@
+"""Leases in Redis without I/O: commands as bytes, replies as answers; `redis_scripts.py` tells the layout."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from struct import Struct
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from leasecache.errors import NodeError, ProtocolError
+from leasecache.lease import Answer, Ask, Decision, Fill, Hit, Lease, Refused, Stale, Stored, Token, Wait
+from leasecache.stores.redis_scripts import LEASE_GET, LEASE_SET, MARK_STALE, RELEASE, SCRIPTS, STEAL, TEXTS, Script
+
+LEAST_VERSION = 7
+FRESH, STALE = b"F\xff", b"S\xff"
+PREFIX = Struct(">2sI8s")  # mark, client flags, version
+HEADER = Struct(">2sI8sQ")  # and the expiry in ms since 1970
+LARGEST = 2**29 - HEADER.size  # bytes of a body: a Redis string holds 512 MiB
+POLL = 0.001  # s before a waiter looks again for the first time
+
+
+class Unfit(NodeError):
+    """The server cannot hold leases, or does not let us in; the message tells what to change."""
+
+
+class Command(NamedTuple):
+    """One command; `read` checks the shape of its reply and makes something of it. Raises ProtocolError."""
+
+    key: bytes  # decides which node of a cluster gets it
+    parts: tuple[bytes, ...]
+    read: Callable[[Any], Any]
+
+    @property
+    def packed(self) -> bytes:
+        """The command as the protocol has it."""
+        return pack(self.parts)
+
+    @property
+    def spelled_out(self) -> bytes:
+        """The same with its script's text instead of the digest, for a server that has lost its scripts."""
+        return pack((b"EVAL", TEXTS[self.parts[1]], *self.parts[2:]))
+
+
+class Found(NamedTuple):
+    """The checked reply to a lease-get."""
+
+    decision: Decision
+    left: float | None  # s, None = no expiry
+    body: bytes = b""
+    flags: int = 0
+    version: bytes = b""
+    holder: bytes = b""
+
+
+def pack(parts: Sequence[bytes]) -> bytes:
+    """Return a command of the Redis serialization protocol: an array of bulk strings."""
+    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
+
+
+GREETING = ((b"HELLO", b"2"), *((b"SCRIPT", b"LOAD", script.text) for script in SCRIPTS))
+
+
+def lease_key(key: bytes) -> bytes:
+    """Return where the lease on `key` is: in the same slot of a cluster, for rendered keys hold no braces."""
+    return b"{%b}:l" % key
+
+
+def prefix_of(flags: int) -> bytes:
+    """Return what a fresh value with these client flags begins with."""
+    return PREFIX.pack(FRESH, flags, b"")[:6]
+
+
+def plain(value: object, prefix: bytes, refresh_ahead: float, now: float) -> bytes | None:
+    """Return the body of a fresh value that begins so and is not near its expiry, None of anything else.
+
+    `refresh_ahead` in s; `now` in s since 1970. The clocks of hosts differ: the server decides who refreshes.
+    """
+    if type(value) is not bytes or not value.startswith(prefix) or len(value) < HEADER.size:
+        return None
+    if refresh_ahead and int.from_bytes(value[14:22], "big") < (now + refresh_ahead) * 1000:
+        return None
+    return value[HEADER.size :]
+
+
+def get(key: bytes) -> Command:
+    """Read a value and nothing else."""
+    return Command(key, (b"GET", key), _optional_bytes)
+
+
+def get_many(keys: Sequence[bytes]) -> Command:
+    """Read values of one node."""
+    return Command(keys[0], (b"MGET", *keys), lambda reply: [_optional_bytes(each) for each in _list(reply, len(keys))])
+
+
+def time_left(key: bytes) -> Command:
+    """Ask how long a value has to live: ms, −1 = for ever, −2 = it is gone."""
+    return Command(key, (b"PTTL", key), _integer)
+
+
+def figures() -> Command:
+    """Ask for the server's own figures."""
+    return Command(b"", (b"INFO",), read_figures)
+
+
+def lease_get(ask: Ask, token: bytes) -> Command:
+    """Ask for the value, or for a lease with this token."""
+    return _call(LEASE_GET, ask.key, _found, token, _ms(max(0.001, ask.lease_for)), _ms(ask.refresh_ahead))
+
+
+def steal(ask: Ask, held: Token, token: bytes) -> Command:
+    """Void a lease that somebody else holds, then do as a lease-get does."""
+    return _call(STEAL, ask.key, _found, token, _ms(max(0.001, ask.lease_for)), _ms(ask.refresh_ahead), _held(held))
+
+
+def lease_set(fill: Fill, held: Token, version: bytes) -> Command:
+    """Store under the token. There is no form without it: a fill without it brings stale values back."""
+    prefix = PREFIX.pack(FRESH, fill.flags, version)
+    ttl = _ms(max(1, int(fill.ttl)))
+    return _call(LEASE_SET, fill.lease.key, _outcome, _held(held), prefix, fill.body, ttl)
+
+
+def release(lease: Lease, held: Token) -> Command:
+    """Give the lease back; without a value in hand, drop the value whose version the token names."""
+    return _call(RELEASE, lease.key, _integer, _held(held), b"keep" if lease.value is not None else b"drop")
+
+
+def delete(keys: Sequence[bytes]) -> Command:
+    """Delete keys of one node in one step."""
+    return Command(keys[0], (b"DEL", *keys), _integer)
+
+
+def mark_stale(keys: Sequence[bytes], stale_for: int) -> Command:
+    """Leave values of one node as stale for at most so many s, and never longer than they had."""
+    numbers = (b"%d" % len(keys), *keys, _ms(stale_for))
+    return Command(keys[0], (b"EVALSHA", MARK_STALE.sha, *numbers), _integer)
+
+
+def answer(ask: Ask, found: "Found | ResponseError", token: bytes, epoch: int, born: int) -> Answer:
+    """Turn the reply to a lease-get into what its caller may do. Raises NodeError on an error reply."""
+    key = ask.key
+    if isinstance(found, ResponseError):
+        if out_of_memory(found) or str(found).startswith("WRONGTYPE"):  # no room for the lease, or not ours
+            return Lease(key, None)
+        raise refused(found)
+    decision, left = found.decision, found.left
+    if decision is Decision.UNSTORABLE:
+        return Lease(key, None)
+    if decision is Decision.WON:
+        return Lease(key, _token(token, epoch, born))
+    if decision is Decision.WON_STALE:
+        return Lease(key, _token(token, epoch, born), found.body, False, found.flags, left)
+    if decision is Decision.WAIT:
+        return Wait(POLL, _token(found.holder, epoch, born))
+    if decision is Decision.STALE:
+        return Stale(found.body, found.flags, left, _token(found.holder, epoch, born))
+    version = _token(found.version, epoch, born)
+    if decision is Decision.REFRESH:
+        return Lease(key, version, found.body, True, found.flags, left)
+    return Hit(found.body, found.flags, left, version)
+
+
+def outcome(found: "Stored | Refused | ResponseError") -> Stored | Refused:
+    """Turn the reply to a lease-set into its outcome. Raises NodeError on an error reply."""
+    if not isinstance(found, ResponseError):
+        return found
+    if out_of_memory(found):  # the lease has gone: the next reader wins
+        return Refused(f"the server is out of memory: {found}")
+    raise refused(found)
+
+
+def done(replies: Iterable[Any]) -> None:
+    """Check that no command was refused. Raises NodeError."""
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise refused(reply)
+
+
+def joined(replies: Iterable[Any]) -> Iterator[bytes | None]:
+    """Return the values that several `get_many` have read, in order. Raises NodeError when one was refused."""
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise refused(reply)
+        yield from reply
+
+
+def seen(value: "bytes | ResponseError | None", left: "int | ResponseError") -> Hit | None:
+    """Turn the replies to GET and PTTL into a value, None when there is none of ours. Raises NodeError."""
+    for reply in (value, left):
+        if isinstance(reply, ResponseError) and not str(reply).startswith("WRONGTYPE"):
+            raise refused(reply)
+    if not isinstance(value, bytes) or not isinstance(left, int) or left == -2 or not _ours(value):
+        return None
+    _, flags, _, _ = HEADER.unpack_from(value)
+    return Hit(value[HEADER.size :], flags, _seconds(left))
+
+
+def out_of_memory(error: ResponseError) -> bool:
+    """Tell whether the server had no room. redis-py has a class for it, but strips the code from its text."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+def refused(error: ResponseError) -> NodeError:
+    """Return the error of a command that the server has not done."""
+    return NodeError(f"refused: {error}")
+
+
+def check_greeting(replies: Sequence[Any], *, cluster: bool) -> None:
+    """Check the replies to GREETING. Raises NodeError on a replica, Unfit on a server that cannot hold leases."""
+    hello, *loaded = replies
+    if isinstance(hello, ResponseError):
+        raise Unfit(f"it refuses HELLO: {hello}; leases need Redis {LEAST_VERSION}.0 or newer, spoken to directly")
+    told = dict(zip(_list(hello)[::2], hello[1::2], strict=False))
+    major = _bytes(told.get(b"version")).split(b".")[0]
+    if not major.isdigit() or int(major) < LEAST_VERSION:
+        text = told[b"version"].decode(errors="replace")
+        raise Unfit(f"it is version {text}; leases need {LEAST_VERSION}.0 or newer: upgrade it")
+    if (told.get(b"mode") == b"cluster") != cluster:
+        raise Unfit(
+            "it is part of a cluster: use redis+cluster://" if not cluster else "it is no cluster: use redis://"
+        )
+    if told.get(b"role") != b"master":
+        raise NodeError(
+            "it is a replica, which may miss an invalidation; connect to the primary, or by redis+sentinel://"
+        )
+    for reply in loaded:
+        if isinstance(reply, ResponseError):
+            raise Unfit(f"it refuses scripts: {reply}; leases need SCRIPT LOAD, EVALSHA and EVAL: allow them")
+
+
+def read_figures(reply: Any) -> dict[str, Any]:
+    """Read the reply to INFO: numbers as numbers, everything else as text."""
+    lines = [line.partition(":") for line in _bytes(reply).decode(errors="replace").splitlines()]
+    return {name: int(text) if text.isdecimal() else text for name, colon, text in lines if colon}
+
+
+def _call(script: Script, key: bytes, read: Callable[[Any], Any], *arguments: bytes) -> Command:
+    return Command(key, (b"EVALSHA", script.sha, b"2", key, lease_key(key), *arguments), read)
+
+
+def _ms(seconds: float) -> bytes:
+    return b"%d" % max(0, round(seconds * 1000))
+
+
+def _seconds(left: int) -> float | None:
+    return None if left < 0 else left / 1000
+
+
+def _held(token: Token) -> bytes:
+    return token.cas.to_bytes(8, "big")
+
+
+def _token(held: bytes, epoch: int, born: int) -> Token:
+    return Token(int.from_bytes(held, "big"), epoch, born)
+
+
+def _ours(value: bytes) -> bool:
+    return len(value) >= HEADER.size and value[:2] in (FRESH, STALE)
+
+
+def _found(reply: Any) -> Found:
+    name, left, value, holder = [*_list(reply), None, None, None][:4]
+    try:
+        decision = Decision[_bytes(name).decode()]
+    except (KeyError, UnicodeDecodeError):
+        raise _unexpected(reply) from None
+    if holder is not None and len(_bytes(holder)) != 8:
+        return Found(Decision.UNSTORABLE, None)  # somebody else's value where the lease would be
+    if value is None:
+        if decision not in (Decision.WON, Decision.WAIT, Decision.UNSTORABLE):
+            raise _unexpected(reply)
+        return Found(decision, None, holder=holder or b"")
+    if not _ours(_bytes(value)):
+        raise _unexpected(reply)
+    _, flags, version, _ = HEADER.unpack_from(value)
+    return Found(decision, _seconds(_integer(left)), value[HEADER.size :], flags, version, holder or b"")
+
+
+_OUTCOMES: dict[int, Stored | Refused] = {
+    0: Refused("deleted or expired while loading"),
+    1: Refused("invalidated or taken over while loading"),
+    2: Stored(),
+}
+
+
+def _outcome(reply: Any) -> Stored | Refused:
+    if _integer(reply) not in _OUTCOMES:
+        raise _unexpected(reply)
+    return _OUTCOMES[reply]
+
+
+def _integer(reply: Any) -> int:
+    if type(reply) is not int:
+        raise _unexpected(reply)
+    return reply
+
+
+def _bytes(reply: Any) -> bytes:
+    if type(reply) is not bytes:
+        raise _unexpected(reply)
+    return reply
+
+
+def _optional_bytes(reply: Any) -> bytes | None:
+    return None if reply is None else _bytes(reply)
+
+
+def _list(reply: Any, size: int | None = None) -> list[Any]:
+    if type(reply) is not list or (size is not None and len(reply) != size):
+        raise _unexpected(reply)
+    return reply
+
+
+def _unexpected(reply: Any) -> ProtocolError:
+    return ProtocolError(f"unexpected reply {reply!r:.120}")
