@@ -136,7 +136,8 @@ class FunctionCore:
                 found.lost.append((task, look_up(task)))
             else:
                 found.flows.append((task, fetch(task, answer)))
-        self.stats.hits += len(found.values)
+        hits = len(found.values)  # beforehand: a call between read and write would lose counts of other threads
+        self.stats.hits += hits
         return found
 
     def named(self, values: dict[bytes, Any], keys: Mapping[Any, bytes]) -> dict[Any, Any]:
