@@ -64,7 +64,7 @@ class FunctionStats:
         self.hits = 0  # calls answered by a fresh value at once
         self.stale = 0  # calls answered by a stale value at once
         self.misses = 0  # calls that found neither
-        self.won = 0  # leases won, those to refresh a value in hand too
+        self.won = 0  # leases won, those stolen and those to refresh a value in hand too
         self.stolen = 0  # leases taken from a holder that took too long
         self.refused = 0  # lease-sets that the store refused: the value may be older than an invalidation, or too large
         self.unleased = 0  # loads without a lease: node down, waited too long, value that cannot be stored

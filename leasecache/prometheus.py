@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Protocol
 
+from leasecache.errors import ConfigError
 from leasecache.metrics import FunctionFigures, NodeFigures, Stats, Times
 
 try:
@@ -24,8 +25,8 @@ _FUNCTION = ("cache", "function", "template")
 _NODE = ("cache", "node")
 _RESULTS = {"hit": "hits", "stale": "stale", "miss": "misses"}
 _COUNTERS = {
-    "won": ("leases_won", "Leases won, those to refresh a value in hand too"),
-    "stolen": ("leases_stolen", "Leases taken from a holder that took too long"),
+    "won": ("leases_won", "Leases won, those stolen and those to refresh a value in hand too"),
+    "stolen": ("leases_stolen", "Leases won by taking them from a holder that took too long"),
     "refused": ("fills_refused", "Values loaded under a lease that the store refused"),
     "unleased": ("loads_unleased", "Loads without a lease, whose value is not stored"),
     "misread": ("misread", "Stored values of another type or version, dropped"),
@@ -61,13 +62,20 @@ class LeasecacheCollector(Collector):
         """Return the families with a sample for each function and node."""
         functions: Functions = defaultdict(list)
         nodes: Nodes = defaultdict(list)
-        for stats in [cache.stats() for cache in self._caches]:
+        for stats in filter(None, map(_stats, self._caches)):
             namespace = stats.namespace or ""
             for function in stats.functions:
                 functions[namespace, function.name, function.template].append(function)
             for node in stats.nodes:
                 nodes[namespace, node.name].append(node)
         return _families(functions, nodes)
+
+
+def _stats(cache: Observed) -> Stats | None:
+    try:
+        return cache.stats()
+    except ConfigError:  # no URL yet: nothing has happened
+        return None
 
 
 def _families(functions: Functions, nodes: Nodes) -> Iterator[Metric]:

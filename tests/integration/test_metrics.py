@@ -1,17 +1,25 @@
-"""Figures of a cache on real servers: errors of nodes by kind, nodes that are down, connections."""
+"""Figures of a cache on real servers: what its calls and its nodes have counted, and what a scrape shows of it."""
 
+import json
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
-from leasecache import NodeError
+from leasecache import Cache, NodeError
 from leasecache.config import open_store
 from leasecache.lab import MemcachedServer, TcpProxy, free_port, wait_until
 from leasecache.lease import Lease, Stored
 from leasecache.metrics import NodeFigures, snapshot
+from leasecache.prometheus import LeasecacheCollector
 from leasecache.stores.base import Store
+from tests.fix_fork import in_a_child
 
 SOON = 20.0  # s
+COUNTERS = ("hits", "stale", "misses", "won", "stolen", "refused", "unleased", "misread", "failed")
 
 
 def figures(store: Store) -> NodeFigures:
@@ -101,3 +109,200 @@ def test_an_answer_that_is_none(store: Store, key: bytes) -> None:
     with pytest.raises(NodeError):
         store.lease_get(b"two words", 10)  # the server takes the second one for flags
     assert figures(store).errors["protocol"] == 1
+
+
+@pytest.fixture
+def cache(shared_memcached: MemcachedServer) -> Iterator[Cache]:
+    """A cache in a namespace of its own."""
+    with Cache.from_url(f"{shared_memcached.url}?namespace=m{uuid.uuid4().hex[:8]}", background=None) as made:
+        yield made
+
+
+def counters(cache: Cache) -> dict[str, int]:
+    """The counters of a cache's only function that are not 0."""
+    [function] = cache.stats().functions
+    return {name: count for name in COUNTERS if (count := getattr(function, name))}
+
+
+def url_of(cache: Cache) -> str:
+    """The URL that a cache was made with."""
+    stats = cache.stats()
+    return f"memcached://{stats.nodes[0].name}?namespace={stats.namespace}"
+
+
+def test_hits_and_misses(cache: Cache) -> None:
+    """A load is a miss and a lease won; what follows are hits, from batches and lookups, too. A peek is no call."""
+
+    @cache.cached("item:{item_id}", ttl=60)
+    def get_item(item_id: int) -> int:
+        return item_id
+
+    assert counters(cache) == {}
+    get_item(1)
+    assert counters(cache) == {"misses": 1, "won": 1}
+    get_item(1)
+    get_item.lookup(1)
+    get_item.peek(1)
+    assert counters(cache) == {"misses": 1, "won": 1, "hits": 2}
+    assert get_item.get_many([1, 2, 3]) == {1: 1, 2: 2, 3: 3}
+    assert counters(cache) == {"misses": 3, "won": 3, "hits": 3}
+    with cache.bypass():
+        get_item(1)
+    [function] = cache.stats().functions
+    assert (function.hits, function.loaded.count, function.waited.count) == (3, 3, 0)
+    assert function.hit_ratio == cache.stats().hit_ratio == 0.5
+
+
+def test_a_stale_value(cache: Cache) -> None:
+    """The caller that gets the stale value and refreshes it counts as stale, and wins a lease."""
+
+    @cache.cached("item:{item_id}", ttl=60, stale_for=60)
+    def get_item(item_id: int) -> int:
+        return item_id
+
+    get_item(1)
+    get_item.invalidate(1)
+    get_item(1)
+    assert counters(cache) == {"misses": 1, "stale": 1, "won": 2}
+
+
+def test_a_refused_fill(cache: Cache) -> None:
+    """A value that was invalidated while it was loaded is not stored."""
+
+    @cache.cached("item:{item_id}", ttl=60)
+    def get_item(item_id: int) -> int:
+        get_item.invalidate(item_id)
+        return item_id
+
+    assert get_item(1) == 1
+    assert counters(cache) == {"misses": 1, "won": 1, "refused": 1}
+
+
+def test_a_load_that_raises(cache: Cache) -> None:
+    """A load that raised is counted, and is not among the times of loads."""
+
+    @cache.cached("item:{item_id}", ttl=60)
+    def get_item(item_id: int) -> int:
+        raise LookupError(item_id)
+
+    with pytest.raises(LookupError):
+        get_item(1)
+    assert counters(cache) == {"misses": 1, "won": 1, "failed": 1}
+    assert cache.stats().functions[0].loaded.count == 0
+
+
+def test_a_value_of_another_version(cache: Cache) -> None:
+    """A value that another version of the function has stored is dropped and counted."""
+
+    def get_item(item_id: int) -> int:
+        return item_id
+
+    cache.cached("item:{item_id}", ttl=60, version=1)(get_item)(1)
+    with Cache.from_url(url_of(cache)) as later:
+        assert later.cached("item:{item_id}", ttl=60, version=2)(get_item)(1) == 1
+        assert counters(later)["misread"] == 1
+
+
+def test_a_herd(cache: Cache) -> None:
+    """Of many callers of a cold key one wins and loads, and the others are seen waiting."""
+    callers = 8
+
+    @cache.cached("item:{item_id}", ttl=60, wait_for=SOON, lease_for=60)
+    def get_item(item_id: int) -> int:
+        wait_until(lambda: cache.stats().functions[0].misses == callers, SOON, "everybody to have asked")
+        return item_id
+
+    with ThreadPoolExecutor(callers) as pool:
+        assert list(pool.map(get_item, [1] * callers)) == [1] * callers
+    assert counters(cache) == {"misses": callers, "won": 1}
+    [function] = cache.stats().functions
+    assert (function.loaded.count, function.waited.count) == (1, callers - 1)
+    assert 0 < function.waited.sum < callers * SOON
+
+
+def test_a_stolen_lease(cache: Cache) -> None:
+    """A lease whose holder has died is taken from it once its time is over."""
+
+    @cache.cached("item:{item_id}", ttl=60, lease_for=1, wait_for=30)
+    def get_item(item_id: int) -> int:
+        return item_id
+
+    assert isinstance(cache.lease_get(get_item.key(1), lease_for=600), Lease)
+    assert get_item(1) == 1
+    assert counters(cache) == {"misses": 1, "won": 1, "stolen": 1}
+    assert cache.stats().functions[0].waited.count == 1
+
+
+def test_a_dead_node() -> None:
+    """Calls without a node are misses, and loads without a lease."""
+    with Cache.from_url(f"memcached://127.0.0.1:{free_port()}") as cache:
+
+        @cache.cached("item:{item_id}", ttl=60)
+        def get_item(item_id: int) -> int:
+            return item_id
+
+        assert [get_item(n) for n in range(3)] == [0, 1, 2]
+        assert counters(cache) == {"misses": 3, "unleased": 3}
+        [node] = cache.stats().nodes
+        assert (node.up, sum(node.errors.values()) >= 3) == (False, True)
+
+
+def test_threads_lose_no_call(cache: Cache) -> None:
+    """Each of the calls of many threads is a hit, stale or a miss, and each lease won is a load."""
+    threads, calls = 8, 200
+
+    @cache.cached("item:{item_id}", ttl=60, wait_for=SOON, lease_for=60)
+    def get_item(item_id: int) -> int:
+        return item_id
+
+    def work(thread: int) -> None:
+        for n in range(calls):
+            get_item((n + thread) % 50)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    [function] = cache.stats().functions
+    assert function.hits + function.stale + function.misses == threads * calls
+    assert function.won == function.loaded.count >= 50
+
+
+def test_a_forked_worker_shows_its_own(cache: Cache) -> None:
+    """A child of a process that has counted begins with nothing and counts its own calls."""
+
+    @cache.cached("item:{item_id}", ttl=60)
+    def get_item(item_id: int) -> int:
+        return item_id
+
+    get_item(1)
+    get_item(1)
+
+    def child() -> str:
+        before = counters(cache)
+        get_item(1)
+        return json.dumps([before, counters(cache), cache.stats().nodes[0].connections_open])
+
+    assert json.loads(in_a_child(child)) == [{}, {"hits": 1}, 1]
+    assert counters(cache) == {"misses": 1, "won": 1, "hits": 1}
+
+
+def test_a_scrape_of_a_cache(cache: Cache) -> None:
+    """A collector shows what the cache has counted, also when it was registered before the cache had a URL."""
+    late = Cache()
+    registry = CollectorRegistry()
+    registry.register(LeasecacheCollector(cache, late))
+    generate_latest(registry)
+
+    @cache.cached("item:{item_id}", ttl=60)
+    def get_item(item_id: int) -> int:
+        return item_id
+
+    get_item(1)
+    get_item(1)
+    late.configure(f"{url_of(cache)}late")
+    text = generate_latest(registry).decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    calls = {sample.labels["result"]: sample.value for sample in families["leasecache_calls"].samples}
+    assert calls == {"hit": 1, "stale": 0, "miss": 1}
+    namespaces = {sample.labels["cache"] for sample in families["leasecache_node_up"].samples}
+    assert namespaces == {cache.stats().namespace, f"{cache.stats().namespace}late"}
+    late.close()
