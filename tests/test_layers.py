@@ -29,7 +29,7 @@ LAYERS: dict[str, list[str]] = {
     "4 functions": ["function", "calls", "acalls", "many", "amany", "decorator", "surface"],
     "5 surface": ["registry", "cache", "acache", ""],
     "6 counters": ["counter_sql", "counters"],
-    "7 surroundings": ["prometheus", "contrib", "lab", "lab.*"],
+    "7 surroundings": ["prometheus", "testing", "contrib", "lab", "lab.*"],
     "D daemon": [
         "invalidation",
         *(f"invalidation.{name}" for name in ("settings", "logs", "source", "catalog", "ddl", "lint", "router")),
@@ -61,6 +61,7 @@ THIRD_PARTY: dict[str, list[str]] = {
     "tomllib": ["invalidation.settings"],  # not in the standard library of Python 3.10
     "typer": ["cli", "commands", "commands.*"],
     "rich": ["cli", "commands", "commands.*", "lab.demo*"],
+    "pytest": ["testing"],
 }
 TYPES_ONLY = {"psycopg": ["invalidation.catalog", "invalidation.ddl"]}  # under TYPE_CHECKING
 IMPURE = {"socket", "select", "ssl", "asyncio", "time", "threading", "random", "secrets", "logging", "subprocess"}
