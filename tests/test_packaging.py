@@ -145,6 +145,15 @@ def test_nonsense_is_refused(python: Path, tmp_path: Path) -> None:
     assert "ImportError: LEASECACHE_IMPL='rust' is neither 'c' nor 'python'" in done.stderr
 
 
+def test_the_pytest_plugin(python: Path, tmp_path: Path) -> None:
+    """Where the wheel is installed, pytest has the fixture without being told."""
+    test = "import app, leasecache\ncache = leasecache.Cache()\nf = cache.cached('f:{a}', ttl=60)(app.f)\n"
+    test += "def test(leasecache_memory):\n    leasecache_memory(cache)\n    assert f(1) == 1\n"
+    (tmp_path / "app.py").write_text("def f(a: int) -> int:\n    return a\n")
+    (tmp_path / "test_app.py").write_text(test)
+    assert "1 passed" in run(python, "-m", "pytest", "-p", "no:cacheprovider", cwd=tmp_path).stdout
+
+
 def test_no_global_invalidation(python: Path, tmp_path: Path) -> None:
     """There is no package `invalidation` of its own: not installed, and in the tree it says what to import."""
     installed = run(python, "-c", "import invalidation", cwd=tmp_path, check=False)
