@@ -8,6 +8,7 @@ import pytest
 
 from leasecache import _accel, _hot, _pure
 from leasecache.lab import MemcachedServer, RedisServer
+from leasecache.stores import greeting
 from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
 from leasecache.stores.redis import RedisNode
@@ -51,6 +52,8 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         return
     kind, _, implementation = request.param.partition("-")
     wire, parse = WIRES[implementation]
+    if kind == "memcached":  # or is taken for it by its version
+        monkeypatch.setattr(greeting, "EXPLICIT_VERSION", (99,))
     monkeypatch.setattr(_accel, "Wire", wire)
     monkeypatch.setattr(_accel, "parse_reply", parse)
     server: MemcachedServer = request.getfixturevalue(SERVERS[kind])

@@ -1,4 +1,4 @@
-"""A TCP proxy that stalls, drops or resets what passes through it."""
+"""A TCP proxy that stalls, slows, drops or resets what passes through it."""
 
 import asyncio
 import socket
@@ -22,6 +22,7 @@ class _Valve:
 
     open: asyncio.Event = field(default_factory=asyncio.Event)
     drops: bool = False
+    pause: float = 0  # s before each byte
 
 
 class TcpProxy:
@@ -29,14 +30,19 @@ class TcpProxy:
 
     The methods act on both directions unless named, on present and on later connections, and have taken effect when
     they return. A lost answer to an executed command, for example, is `drop("replies")`.
+
+    With `reconnects` a client's connection outlives the server's: its next bytes go over a new one to the server, as
+    with proxies that have pools of their own.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, reconnects: bool = False) -> None:
         self._target = target
+        self._relay = self._reconnecting if reconnects else self._connected
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy to {target}", daemon=True)
         self._valves: dict[Direction, _Valve] = {direction: _Valve() for direction in BOTH}
         self._writers: set[StreamWriter] = set()
+        self.connections = 0  # to the server, of those that may be replaced
         self._listener = socket.create_server((HOST, 0))
         self.port: int = self._listener.getsockname()[1]
 
@@ -56,6 +62,10 @@ class TcpProxy:
     def flow(self, *directions: Direction) -> None:
         """Let the bytes pass, first those held back."""
         self._call(self._set(directions or BOTH, opened=True, drops=False))
+
+    def drip(self, pause: float, *directions: Direction) -> None:
+        """Let the bytes pass one by one, `pause` s before each."""
+        self._call(self._set(directions or BOTH, opened=True, drops=False, pause=pause))
 
     def reset(self) -> None:
         """End every open connection by RST, on both sides; new ones are accepted."""
@@ -77,15 +87,15 @@ class TcpProxy:
     def _call(self, action: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(action, self._loop).result()
 
-    async def _set(self, directions: tuple[Direction, ...], *, opened: bool, drops: bool) -> None:
+    async def _set(self, directions: tuple[Direction, ...], *, opened: bool, drops: bool, pause: float = 0) -> None:
         for direction in directions:
             valve = self._valves[direction]
-            valve.drops = drops
+            valve.drops, valve.pause = drops, pause
             (valve.open.set if opened else valve.open.clear)()
 
     async def _open(self) -> None:
         await self._set(BOTH, opened=True, drops=False)
-        self._server = await asyncio.start_server(self._connected, sock=self._listener)
+        self._server = await asyncio.start_server(self._relay, sock=self._listener)
 
     async def _close(self) -> None:
         self._server.close()
@@ -121,12 +131,43 @@ class TcpProxy:
             for writer in ends:
                 writer.close()
 
+    async def _reconnecting(self, client: StreamReader, to_client: StreamWriter) -> None:
+        self._writers.add(to_client)
+        replies: asyncio.Future[None] | None = None
+        try:
+            while data := await client.read(65536):
+                if replies is None or replies.done():
+                    server, to_server = await asyncio.open_connection(HOST, self._target)
+                    replies = asyncio.ensure_future(self._answers(server, to_server, to_client))
+                to_server.write(data)
+        except OSError:
+            return  # the server is away, or the client
+        finally:
+            self._writers.discard(to_client)
+            to_client.close()
+            if replies is not None:
+                replies.cancel()
+
+    async def _answers(self, server: StreamReader, to_server: StreamWriter, to_client: StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while data := await server.read(65536):
+                to_client.write(data)
+        except OSError:
+            return
+        finally:
+            self.connections -= 1
+            to_server.close()
+
 
 async def _pump(source: StreamReader, sink: StreamWriter, valve: _Valve) -> None:
     while data := await source.read(65536):
         await valve.open.wait()
-        if not valve.drops:
-            sink.write(data)
-            await sink.drain()
+        for part in (data,) if not valve.pause else [data[i : i + 1] for i in range(len(data))]:
+            if valve.pause:
+                await asyncio.sleep(valve.pause)
+            if not valve.drops:
+                sink.write(part)
+                await sink.drain()
     await valve.open.wait()
     sink.write_eof()
