@@ -5,9 +5,27 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip -qq --disable-pip-version-check
 READY := $(VENV)/ready
 BUILT := $(VENV)/built
+RIVALS := $(VENV)/rivals
+
+# $(call provide,PROGRAMS): install those that are missing by the system's package manager
+define provide
+set -e; for program in $(1); do \
+	command -v $$program >/dev/null 2>&1 && continue; \
+	package=$$program; [ $$(id -u) = 0 ] && sudo= || sudo=sudo; \
+	if command -v apt-get >/dev/null 2>&1; then \
+		echo "installing $$package with apt-get"; \
+		$$sudo apt-get update -qq >/dev/null; \
+		DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$package >/dev/null; \
+	elif command -v brew >/dev/null 2>&1; then \
+		package=$${package%-*}; echo "installing $$package with brew"; brew install --quiet $$package; \
+	else \
+		echo "$$program is missing: install it with your system's package manager" >&2; exit 2; \
+	fi; \
+done
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check loadtest servers clean
+.PHONY: help demo test check loadtest bench servers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -27,20 +45,11 @@ check: $(BUILT) ## format, lint, types, layers
 loadtest: $(BUILT) servers ## 100 locust users on one hot key for 30 s (ARGS="--users 200")
 	@$(BIN)/python -m loadtests.herd $(ARGS)
 
+bench: $(BUILT) $(RIVALS) servers ## compare with floors and rivals (ARGS="--rows P1,P3 --quick --json FILE")
+	@$(BIN)/python -m loadtests.bench $(ARGS)
+
 servers: $(BUILT)
-	@set -e; for program in memcached redis-server; do \
-		command -v $$program >/dev/null 2>&1 && continue; \
-		package=$$program; [ $$(id -u) = 0 ] && sudo= || sudo=sudo; \
-		if command -v apt-get >/dev/null 2>&1; then \
-			echo "installing $$package with apt-get"; \
-			$$sudo apt-get update -qq >/dev/null; \
-			DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$package >/dev/null; \
-		elif command -v brew >/dev/null 2>&1; then \
-			package=$${package%-server}; echo "installing $$package with brew"; brew install --quiet $$package; \
-		else \
-			echo "$$program is missing: install it with your system's package manager" >&2; exit 2; \
-		fi; \
-	done
+	@$(call provide,memcached redis-server)
 	@$(BIN)/python -m leasecache.lab.fetch
 
 $(READY): pyproject.toml setup.py
@@ -51,6 +60,16 @@ $(READY): pyproject.toml setup.py
 		|| { echo "cannot make $(VENV): on Debian, apt-get install python3-venv" >&2; rm -rf $(VENV); exit 2; }
 	@$(PIP) install --upgrade 'pip>=25.1' 'setuptools>=77' 'Cython>=3.1'
 	@$(PIP) install --no-build-isolation --editable '.[redis,cli,postgres,daemon,lab,loadtest]' --group dev
+	@touch $@
+
+# pylibmc is built from source where it has no wheel. What cannot be installed is left out, and its rows say so.
+$(RIVALS): $(READY)
+	@echo "installing valgrind and the rivals of the bench (once)"
+	@($(call provide,valgrind)) || echo "no valgrind: instructions are not counted"
+	@$(PIP) install --only-binary :all: pylibmc 2>/dev/null || ($(call provide,libmemcached-dev)) || true
+	@$(BIN)/python -c 'import importlib.metadata as m; \
+		print(*(r.partition(";")[0] for r in m.requires("leasecache") if "extra == \"bench\"" in r), sep="\n")' \
+		| while read -r rival; do $(PIP) install "$$rival" 2>/dev/null </dev/null || echo "$$rival cannot be installed here"; done
 	@touch $@
 
 $(BUILT): $(READY) $(wildcard ext/*.pyx ext/*.pxd)

@@ -1,0 +1,198 @@
+"""The rows of the bench. To add one: a module with its sides, and a `Row` here."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from loadtests.bench import batches, herd, hits, keys, memory_hits, redis_hits, rivals
+from loadtests.bench.instructions import INSTRUCTIONS, counted
+from loadtests.bench.row import OURS, Figure, Goal, Role, Row, Side
+from loadtests.bench.slices import TIME, timed
+
+Open = Callable[..., Any]
+
+
+def floor(name: str, opened: Open) -> Side:
+    """Name the side that the others are divided by."""
+    return Side(name, Role.FLOOR, opened)
+
+
+def ours(opened: Open, name: str = OURS) -> Side:
+    """Name a side of ours."""
+    return Side(name, Role.OURS, opened)
+
+
+def rival(name: str, opened: Open) -> Side:
+    """Name a rival."""
+    return Side(name, Role.RIVAL, opened)
+
+
+def times(goals: tuple[Goal, ...], of: str | None = None, unit: str = "µs") -> tuple[Figure, ...]:
+    """Say that a row measures time, divided by that of one side."""
+    return (Figure(name=TIME, unit=unit, floor=of, goals=goals),)
+
+
+P1 = Row(
+    name="P1",
+    work="a hit on memcached, 200 bytes",
+    sides=(
+        floor("raw socket", hits.floor),
+        ours(hits.ours),
+        rival("pymemcache get", hits.pymemcache_get),
+        rival("pymemcache get, time limit", partial(hits.pymemcache_get, timeout=rivals.TIME_LIMIT)),
+        rival("pylibmc get", hits.pylibmc_get),
+        rival("meta-memcache get_or_lease", hits.meta_memcache_get),
+        rival("dogpile.cache on pymemcache", hits.dogpile_on_pymemcache),
+        rival("dogpile.cache on pylibmc", hits.dogpile_on_pylibmc),
+    ),
+    figures=times(
+        of="raw socket",
+        goals=(
+            Goal(at_most=1.05, of=("raw socket",)),
+            Goal(at_most=1.0, of=("pylibmc get",)),
+            Goal(at_most=0.5, of=("dogpile.cache on pymemcache",)),
+            Goal(at_most=0.5, of=("dogpile.cache on pylibmc",)),
+        ),
+    ),
+    measure=timed,
+    right=hits.has_value,
+)
+
+P1T = Row(
+    name="P1t",
+    work="a hit decoded into a dataclass",
+    sides=(floor("raw socket + msgspec", hits.floor_decoded), ours(hits.ours_decoded)),
+    figures=times(of="raw socket + msgspec", goals=(Goal(at_most=1.05, of=("raw socket + msgspec",)),)),
+    measure=timed,
+    right=hits.has_media,
+)
+
+P1I = Row(
+    name="P1i",
+    work="user-space instructions of a hit",
+    sides=(
+        ours(hits.ours),
+        rival("pymemcache get", hits.pymemcache_get),
+        rival("dogpile.cache on pymemcache", hits.dogpile_on_pymemcache),
+    ),
+    figures=(
+        Figure(
+            name=INSTRUCTIONS,
+            unit="instructions",
+            floor="pymemcache get",
+            goals=(Goal(at_most=0.35, of=("pymemcache get",)),),
+        ),
+    ),
+    measure=counted,
+    right=hits.has_value,
+)
+
+P2 = Row(
+    name="P2",
+    work="100 hits in one batch, per key",
+    sides=(
+        floor("raw pipeline", batches.floor),
+        ours(batches.ours),
+        ours(batches.store_alone, "leasecache, store alone"),
+        rival("pymemcache get_many", batches.pymemcache_get_many),
+        rival("pylibmc get_multi", batches.pylibmc_get_multi),
+        rival("meta-memcache multi_get", batches.meta_memcache_multi_get),
+    ),
+    figures=times(of="raw pipeline", goals=(Goal(at_most=1.5, of=("raw pipeline",)),)),
+    measure=timed,
+    right=batches.has_all,
+    per=len(batches.IDS),
+)
+
+P3 = Row(
+    name="P3",
+    work="a hit on Redis, 200 bytes",
+    sides=(
+        floor("redis-py get", redis_hits.floor),
+        ours(redis_hits.ours),
+        rival("dogpile.cache", redis_hits.dogpile),
+        rival("cashews", redis_hits.cashews),
+    ),
+    figures=times(of="redis-py get", goals=(Goal(at_most=1.1, of=("redis-py get",)),)),
+    measure=timed,
+    right=memory_hits.same,
+)
+
+P4 = Row(
+    name="P4",
+    work="a hit in memory, 200 bytes",
+    sides=(
+        floor("functools.lru_cache", memory_hits.floor),
+        ours(memory_hits.ours),
+        rival("dogpile.cache", memory_hits.dogpile),
+        rival("cashews", memory_hits.cashews),
+    ),
+    figures=times(of="functools.lru_cache", goals=(Goal(at_most=1.0),)),
+    measure=timed,
+    right=memory_hits.same,
+)
+
+P5 = Row(
+    name="P5",
+    work="rendering a key",
+    sides=(
+        floor("bytes % int", keys.floor),
+        ours(keys.ours),
+        ours(keys.key_method, "leasecache, .key()"),
+        rival("f-string, encode, check", keys.checked_string),
+    ),
+    figures=times(of="bytes % int", goals=(Goal(at_most=1.0, of=("bytes % int",)),)),
+    measure=timed,
+    right=keys.is_key,
+)
+
+
+def stampede(loads: int, failed: int = 0, goals: tuple[Goal, ...] = ()) -> tuple[Figure, ...]:
+    """Say that a row measures herds, in which so many loads and failed calls are right; `goals` are of the p99."""
+    return (
+        Figure(name=herd.LOADS, unit="", goals=(Goal(at_most=loads, worst=True),)),
+        Figure(name=herd.FAILED, unit="", goals=(Goal(at_most=failed, worst=True),)),
+        Figure(name=herd.P50, unit="ms"),
+        Figure(name=herd.P99, unit="ms", goals=goals),
+    )
+
+
+P6 = Row(
+    name="P6",
+    work="500 callers in 8 processes, a cold key, a load of 50 ms",
+    sides=(
+        floor("the loader alone", herd.floor),
+        ours(herd.ours),
+        rival("meta-memcache get_or_lease", herd.meta_memcache),
+        rival("dogpile.cache, lock in memcached", herd.dogpile),
+        rival("get, load, set by pymemcache", herd.no_lease),
+    ),
+    figures=stampede(loads=1, goals=(Goal(at_most=20, over="the loader alone"),)),
+    measure=herd.Stampedes(herd.COLD),
+)
+
+P6K = Row(
+    name="P6k",
+    work="the same, its winner killed; beyond lease and load",
+    sides=(ours(herd.patient),),
+    figures=stampede(loads=1),
+    measure=herd.Stampedes(herd.KILLED),
+)
+
+P6S = Row(
+    name="P6s",
+    work="the same, a load of 1.5 s under leases of 1 s",
+    sides=(ours(herd.patient),),
+    figures=stampede(loads=2),
+    measure=herd.Stampedes(herd.SLOW),
+)
+
+P6R = Row(
+    name="P6r",
+    work="the same, every second load raises; beyond two loads",
+    sides=(ours(herd.ours),),
+    figures=stampede(loads=2, failed=1),
+    measure=herd.Stampedes(herd.RAISING),
+)
+
+ROWS = (P1, P1T, P1I, P2, P3, P4, P5, P6, P6K, P6S, P6R)

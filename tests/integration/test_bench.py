@@ -1,0 +1,111 @@
+"""The bench on real servers, quickly: every side is measured, and the figures are well-formed. No time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtests.bench import instructions
+from loadtests.bench.row import Effort, Figure, Missing, Outcome, Role, Row, Side
+from loadtests.bench.run import Run, calls
+from loadtests.bench.site import Site
+from loadtests.bench.slices import TIME, timed
+
+ROOT = Path(__file__).parents[2]
+QUICK = Effort(seconds=0.1, quick=True)
+
+
+def test_quick_run(tmp_path: Path) -> None:
+    """A quick run writes JSON in which every side has samples, or says that it is not installed."""
+    written = tmp_path / "bench.json"
+    rows = "P1,P1t,P2,P4,P5,P6r"
+    command = ["-m", "loadtests.bench", "--rows", rows, "--quick", "--seconds", "0.1", "--json", str(written)]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(written.read_text())
+    assert found["run"]["packages"]["pymemcache"]
+    assert [section["row"] for section in found["sections"]] == [*rows.split(",")[:-1], *["P6r"] * 4]
+    for section in found["sections"]:
+        for line in section["lines"]:
+            check(section, line)
+    assert "leasecache" in done.stdout
+
+
+def check(section: dict[str, Any], line: dict[str, Any]) -> None:
+    """Hold one side against what a line must have; what comes with the project may not be missing."""
+    where = f"{section['row']}, {line['side']}"
+    if line["skipped"]:
+        assert line["role"] == "rival", where
+        assert line["missing"].startswith("not installed"), where
+        return
+    measured = line["measured"]
+    assert line["missing"] is None, where
+    assert measured["samples"] >= 1, where
+    assert measured["least"] <= measured["low"] <= measured["median"] <= measured["high"] <= measured["most"], where
+    assert (line["ratio"] is None) == (section["floor"] is None), where
+
+
+def open_floor(site: Site) -> Run:
+    """Do nothing, rightly."""
+    return calls(lambda: site.value)
+
+
+def open_wrong(site: Site) -> Run:
+    """Do something else."""
+    return calls(lambda: b"something else")
+
+
+def open_absent(site: Site) -> Run:
+    """Ask for a package that nobody has."""
+    raise ModuleNotFoundError("No module named 'nobody_has_this'")
+
+
+def open_breaking(site: Site) -> Run:
+    """Work at first."""
+    answers = iter([site.value] * 3)
+    return calls(lambda: next(answers))
+
+
+def is_value(site: Site, answer: object) -> bool:
+    """Tell whether an answer is the value."""
+    return answer == site.value
+
+
+def row(measure: Any, **sides: Any) -> Row:
+    """Return a row with a floor and these rivals."""
+    named = [Side(name, Role.RIVAL, opened) for name, opened in sides.items()]
+    return Row(
+        name="P0",
+        work="nothing",
+        sides=(Side("floor", Role.FLOOR, open_floor), *named),
+        figures=(Figure(name=TIME, unit="µs", floor="floor"),),
+        measure=measure,
+        right=is_value,
+    )
+
+
+def measured(row: Row) -> Outcome:
+    """Measure a row quickly."""
+    return row.measure(row, QUICK, lambda part: None)
+
+
+def test_failing_sides_are_left_out() -> None:
+    """A side with a wrong answer, or that breaks half-way, has no figures and says why; the others have theirs."""
+    outcome = measured(row(timed, wrong=open_wrong, absent=open_absent, breaking=open_breaking))
+    assert sorted(outcome.samples[TIME]) == ["floor", "floor, again"]
+    assert outcome.missing["absent"] == Missing("not installed (No module named 'nobody_has_this')", skipped=True)
+    assert outcome.missing["wrong"] == Missing("WrongAnswerError: a wrong answer: b'something else'")
+    assert outcome.missing["breaking"].reason.startswith("StopIteration")
+    assert [len(samples) for samples in outcome.samples[TIME].values()].count(0) == 0
+
+
+def test_instructions_without_valgrind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without valgrind each side says so, and nothing is run."""
+    monkeypatch.setattr(instructions, "VALGRIND", ("valgrind-of-nobody",))
+    outcome = measured(row(instructions.counted))
+    assert outcome.missing == {"floor": Missing("valgrind-of-nobody is not installed", skipped=True)}
