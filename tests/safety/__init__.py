@@ -1,0 +1,1 @@
+"""A randomised run against real cache servers that fail, and an oracle that says which answers were too old."""
