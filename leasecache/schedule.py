@@ -43,6 +43,7 @@ class Schedule:
         self, looks: Iterable[Look], answers: Sequence[Answer | NodeError], now: float
     ) -> tuple[list[Look], list[Lease]]:
         """Note what a batch brought; take off and return the looks that it settles, and leases nobody waits for."""
+        jitter = random.uniform(0.8, 1.2)  # of the batch: looks that went together go together again
         settled: list[Look] = []
         unwanted: list[Lease] = []
         for look, answer in zip(looks, answers, strict=True):
@@ -55,16 +56,16 @@ class Schedule:
                 self.discard(look)
                 settled.append(look)
             else:
-                _postpone(look, now)
+                _postpone(look, now, jitter)
         return settled, unwanted
 
 
-def _postpone(look: Look, now: float) -> None:
+def _postpone(look: Look, now: float, jitter: float) -> None:
     if not look.pause and look.again > now:
         look.due, look.again = look.again, now
         return
     look.pause = min(look.pause * GROWTH or FIRST, MOST)
-    look.due = now + look.pause * random.uniform(0.8, 1.2)
+    look.due = now + look.pause * jitter
 
 
 def _settles(look: Look, answer: Answer | NodeError) -> bool:
