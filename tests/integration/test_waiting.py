@@ -285,6 +285,7 @@ def test_waiters_of_a_node_that_goes_away_load(memcached: MemcachedServer, cache
     @cache.cached("row:{n}", ttl=60, wait_for=20)
     def row_(n: int) -> int:
         loads.append(n)
+        time.sleep(0.5)  # long enough for all to come while it runs
         return n
 
     held(elsewhere, row_.key(1))
