@@ -15,6 +15,7 @@ class Certificate(NamedTuple):
 
     chain: Path
     key: Path
+    clients: Path | None = None  # the authority of the clients' certificates, if they are asked for one
 
 
 class MemcachedServer(Server):
@@ -47,9 +48,10 @@ class MemcachedServer(Server):
     def prepare(self) -> None:
         if self._credentials:
             self._passwords.write_text(":".join(self._credentials) + "\n")
-        for source, name in zip(self._certificate or (), Certificate._fields, strict=False):
-            shutil.copy(source, self.data / name)
-            (self.data / name).chmod(0o644)
+        for name, source in (self._certificate._asdict() if self._certificate else {}).items():
+            if source is not None:
+                shutil.copy(source, self.data / name)
+                (self.data / name).chmod(0o644)  # for the account that the server runs as
 
     @property
     def _passwords(self) -> Path:
@@ -61,6 +63,8 @@ class MemcachedServer(Server):
             command += ["-Y", str(self._passwords)]
         if self._certificate:
             command += ["-Z", "-o", f"ssl_chain_cert={self.data / 'chain'},ssl_key={self.data / 'key'}"]
+            if self._certificate.clients:
+                command += ["-o", f"ssl_verify_mode=2,ssl_ca_cert={self.data / 'clients'}"]
         return command
 
     def ready(self) -> bool:
@@ -87,4 +91,6 @@ class MemcachedServer(Server):
         with connection:  # which the TLS socket takes over
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            if self._certificate.clients:
+                context.load_cert_chain(self._certificate.chain, self._certificate.key)
             return context.wrap_socket(connection)

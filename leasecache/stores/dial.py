@@ -139,10 +139,13 @@ class Dialer:
         limited.sendall(greeting.request(self._credentials, settings=settings))
         data, authenticated = b"", self._credentials is not None
         while (found := greeting.read(data, authenticated=authenticated, settings=settings)) is None:
-            received = limited.recv(65536)
+            try:
+                received = limited.recv(65536)
+            except ConnectionResetError:
+                received = b""
             if not received:
                 raise NodeError(
-                    f"it hung up before it greeted{'' if self._tls else '; does it expect TLS (memcacheds://)?'}"
+                    f"hung up before it greeted{'' if self._tls else '; does it expect TLS (memcacheds://)?'}"
                 )
             data += received
         return greeting.terms(found, proxied=self._proxied)
