@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leasecache.codecs import UNCACHEABLE
 from leasecache.errors import NodeError
 from leasecache.fork import forget_after_fork
 from leasecache.lease import Answer, Ask, Decision, Fill, Hit, Lease, Refused, Stale, Stored, Token, Wait, decide
@@ -96,11 +97,10 @@ class MemoryStore:
                 return Refused("deleted or expired while loading")
             if item.cas != lease.token.cas:
                 return Refused("invalidated or taken over while loading")
-            if len(lease.key) + len(body) + OVERHEAD > self._capacity:
-                self._drop(lease.key)
-                return Refused(f"larger than the store's {self._capacity} bytes")
+            fits = len(lease.key) + len(body) + OVERHEAD <= self._capacity
+            flags, body = (flags, body) if fits else (UNCACHEABLE, b"")
             self._put(lease.key, _Item(flags, body, self._next_cas(), now + max(1, int(ttl))))
-            return Stored()
+            return Stored() if fits else Refused(f"larger than the store's {self._capacity} bytes")
 
     def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome | NodeError]:
         """Store under each lease."""
