@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -30,7 +29,7 @@ Build = Callable[[Connection[Wire]], bytes]  # the request, for this connection
 Read = Callable[[list[Reply], int, int, C], T]  # replies, epoch when they were asked for, that of the connection
 
 
-class _NoEpoch:
+class NoEpoch:
     """Instead of EPOCH behind a proxy, whose connections survive restarts of the server: they prove nothing."""
 
     latest = NO_CONNECTION
@@ -64,7 +63,7 @@ class MemcachedNode:
             credentials=credentials,
             proxied=proxied,
         )
-        self._epoch = _NoEpoch() if proxied else EPOCH
+        self._epoch = NoEpoch() if proxied else EPOCH
         self._pool: Pool[Wire] = Pool(self._connect, pool, patience=timeout)
         self.errors = NodeStats()
         self._down = Probe(self.errors)
@@ -116,8 +115,8 @@ class MemcachedNode:
     def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer]:
         """Return an answer per ask, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
         answers: list[Answer] = []
-        for part in chunks(asks, _size_of_ask):
-            answers += self._exchange(_batch(part), len(part), meta.read_answers, [ask.key for ask in part])
+        for part in chunks(asks, size_of_ask):
+            answers += self._exchange(batch_request(part), len(part), meta.read_answers, [ask.key for ask in part])
         return answers
 
     def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
@@ -196,11 +195,11 @@ class MemcachedNode:
 
     def _store(self, fills: Sequence[Fill]) -> list[Outcome]:
         """Store under each lease, all of which have a token, over one connection that may present them."""
-        limit, now = self._dialer.item_size_max, time.time()
+        limit = self._dialer.item_size_max
         fitting = [limit is None or len(f.lease.key) + len(f.body) + meta.ITEM_OVERHEAD <= limit for f in fills]
 
         def build(connection: Connection[Wire]) -> bytes:
-            return b"".join([_request_of(*pair, now, connection.mark()) for pair in zip(fills, fitting, strict=True)])
+            return b"".join([store_request(*pair, connection.mark()) for pair in zip(fills, fitting, strict=True)])
 
         epoch = min([fill.lease.token.epoch for fill in fills if fill.lease.token is not None])
         outcomes = self._present(epoch, build, len(fills), meta.read_outcomes, None)
@@ -312,16 +311,19 @@ class MemcachedNode:
         return _pure.Wire(sock, self._timeout, _accel.parse_reply)
 
 
-def _size_of_ask(ask: Ask) -> int:
+def size_of_ask(ask: Ask) -> int:
+    """Return the bytes that its request has, at most."""
     return len(ask.key) + meta.REQUEST_OVERHEAD
 
 
-def _batch(asks: Sequence[Ask]) -> Build:
+def batch_request(asks: Sequence[Ask]) -> Build:
+    """Return what asks for all of them over a connection."""
     return lambda c: b"".join([meta.lease_get(*ask, c.mark()) for ask in asks])
 
 
-def _request_of(fill: Fill, fits: bool, now: float, mark: bytes) -> bytes:
-    lease, ttl = fill.lease, meta.exptime(fill.ttl, now)
+def store_request(fill: Fill, fits: bool, mark: bytes) -> bytes:
+    """Return the lease-set of a fill, or of the mark that stands for a value which does not fit."""
+    lease, ttl = fill.lease, meta.exptime(fill.ttl)
     flags, body = (fill.flags, fill.body) if fits else (UNCACHEABLE, b"")
     return meta.lease_set(lease.key, lease.token.cas if lease.token else 0, flags, body, ttl, mark)
 

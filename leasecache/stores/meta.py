@@ -24,7 +24,7 @@ from leasecache.lease import (
 )
 
 NOOP = b"mn\r\n"
-RELATIVE_LIMIT = 30 * 86400  # s; memcached takes a larger TTL for an absolute time
+RELATIVE_LIMIT = 30 * 86400  # s; memcached takes a larger TTL for a date
 ITEM_OVERHEAD = 63  # bytes an item has beside key and value: header 48, CAS 8, flags 4, a zero, CRLF
 REQUEST_OVERHEAD = 64  # bytes a request has beside the key, at most
 HIT = Decision.HIT  # read once: an Enum's members are slow to look up
@@ -87,10 +87,12 @@ def steal(key: bytes, token: Token, mark: bytes = b"") -> bytes:
     return b"md %b I C%d%b\r\n" % (key, token.cas, mark)
 
 
-def exptime(ttl: float, now: float) -> int:
-    """Return the wire TTL of `ttl` s, rounded down but at least 1; beyond 30 days an absolute time from `now`."""
-    seconds = max(1, int(ttl))
-    return seconds if seconds <= RELATIVE_LIMIT else int(now) + seconds
+def exptime(ttl: float) -> int:
+    """Return the wire TTL of `ttl` s, rounded down, at least 1 and at most 30 days.
+
+    More would be a date: with clocks that differ, or that are set, a value would live for years, or not at all.
+    """
+    return min(max(1, int(ttl)), RELATIVE_LIMIT)
 
 
 def read_windows(replies: Sequence[Reply], epoch: int, born: int, stale_for: float) -> list[int]:
