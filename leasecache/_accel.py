@@ -3,6 +3,8 @@
 import os
 from typing import TYPE_CHECKING
 
+from leasecache._pure_mux import Mux, Reader
+
 _wanted = os.environ.get("LEASECACHE_IMPL", "")
 if _wanted not in ("", "c", "python"):
     raise ImportError(f"LEASECACHE_IMPL={_wanted!r} is neither 'c' nor 'python'")
@@ -27,4 +29,4 @@ else:
 
         IMPL = "python"
 
-__all__ = ["IMPL", "Renderer", "Reply", "Wire", "parse_reply", "percent_encode", "shorten"]
+__all__ = ["IMPL", "Mux", "Reader", "Renderer", "Reply", "Wire", "parse_reply", "percent_encode", "shorten"]

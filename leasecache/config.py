@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote
 
 from leasecache.errors import ConfigError
 from leasecache.keys import key_prefix
-from leasecache.stores.base import Store
+from leasecache.stores.base import AsyncStore, Store
 
 GUARDS = ("none",)
 _DEFAULT_PORT = 11211
@@ -117,6 +117,23 @@ def open_store(url: str) -> Store:
 
     options = memcached_options(parsed)
     return RoutedStore([MemcachedNode(name, **options) for name in parsed.nodes], parsed.namespace, parsed.weights)
+
+
+def open_async_store(url: str) -> AsyncStore:
+    """Return the asynchronous store of a cache URL; it connects at first use. Raises ConfigError."""
+    parsed = parse_url(url)
+    if parsed.scheme in ("memory", "null"):
+        from leasecache.stores.alocal import AsyncLocalStore
+
+        return AsyncLocalStore(open_store(url))  # type: ignore[arg-type]
+    from leasecache.stores.amemcached import AsyncMemcachedNode
+    from leasecache.stores.arouted import AsyncRoutedStore
+
+    options = memcached_options(parsed)
+    if "pool" in options:
+        raise ConfigError("the cache URL has pool=, which AsyncCache has no use for: its tasks share one connection")
+    nodes = [AsyncMemcachedNode(name, **options) for name in parsed.nodes]
+    return AsyncRoutedStore(nodes, parsed.namespace, parsed.weights)
 
 
 def memcached_options(parsed: CacheUrl) -> dict[str, Any]:

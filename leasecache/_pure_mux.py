@@ -1,0 +1,342 @@
+"""Pure-Python twin of `leasecache._mux`: the requests of many tasks over one connection.
+
+Replies of the meta protocol come in the order of their requests, so a queue tells whose each one is. Requests of one
+turn of the event loop leave in one write. Whatever could shift that order ends the connection: a reply that its
+command cannot have, a reply that nobody asked for, one that does not come in time.
+"""
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, Protocol
+
+from leasecache._pure import Reply, parse_reply
+from leasecache.errors import NodeError, NodeTimeout, ProtocolError
+
+QUIET = -1  # instead of a number of replies: as many as come before MN
+ANY_FLAGS = -1  # no client flags: the request is not a reader's
+FIRST_BUFFER = 65536  # bytes
+QUEUE_LIMIT = 262144  # bytes of requests that wait for the transport; who comes then waits for room
+GRACE = 8  # turns in which a loop that was held up reads the replies that are there already
+
+Read = Callable[[list[Reply], int, int, Any], Any]  # replies, epoch when asked, epoch of the connection, context
+Parse = Callable[[bytes, int], "tuple[Reply, int] | None"]
+
+
+class Owner(Protocol):
+    """Who opened the connection."""
+
+    def lost(self, mux: Any, error: NodeError | None, failed: bool) -> None:
+        """Take note that the connection is gone; called once.
+
+        `error` is what those get who waited, None when nobody did; `failed` says that the server should be left alone.
+        """
+
+    def orphaned(self, mux: Any, result: Any) -> None:
+        """Take what a cancelled caller no longer takes."""
+
+
+class Epochs(Protocol):
+    """Counts connections."""
+
+    latest: int
+
+
+class Pending:
+    """A request on its way; awaiting it gives what its replies mean. Raises NodeError."""
+
+    __slots__ = ("_mux", "_retry", "context", "count", "deadline", "epoch", "flags", "future", "read", "replies")
+
+    def __init__(self, mux: "Mux", count: int, read: Read, context: Any, flags: int, retry: Any) -> None:
+        self.future: asyncio.Future[Any] = mux.loop.create_future()
+        self.count = count
+        self.read = read
+        self.context = context
+        self.flags = flags
+        self.epoch = mux.epochs.latest  # before the request is sent: a later connection may be to a restarted server
+        self.deadline = time.monotonic() + mux.timeout
+        self.replies: list[Reply] = []
+        self._mux = mux
+        self._retry = retry
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self.future)
+        except NodeError:
+            if self._retry is None or not self._mux.died:
+                raise
+        except BaseException:
+            self._abandon()
+            raise
+        return (yield from self._retry(self.context[0]).__await__())
+
+    def discard(self) -> None:
+        """Leave the result to the owner: nobody waits for it."""
+        self.future.cancel()
+
+    def _abandon(self) -> None:
+        """Leave the result to the owner, also one that came just before its caller was cancelled."""
+        future = self.future
+        if not future.cancel() and not future.cancelled() and future.exception() is None:
+            self._mux.owner.orphaned(self._mux, future.result())
+
+
+class Mux(asyncio.BufferedProtocol):
+    """Sends the requests of all tasks of one event loop over one connection and gives each its replies."""
+
+    def __init__(
+        self,
+        name: str,
+        owner: Owner,
+        epochs: Epochs,
+        born: int,
+        mark: Callable[[], bytes],
+        timeout: float,
+        parse: Parse = parse_reply,
+    ) -> None:
+        """`name` begins messages, `born` is the connection's number, `timeout` the s that each request may take.
+
+        `mark` gives what a command that makes a CAS number has in front of its end.
+        """
+        self.loop = asyncio.get_running_loop()
+        self.owner = owner
+        self.epochs = epochs
+        self.born = born
+        self.mark = mark
+        self.timeout = timeout
+        self.open = False
+        self.died = False  # the server ended it after it had answered: over another connection it may answer again
+        self.closed: asyncio.Future[None] = self.loop.create_future()
+        self._name = name
+        self._parse = parse
+        self._transport: Any = None
+        self._pending: deque[Pending] = deque()
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._flushing = self._paused = self._served = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._error: NodeError | None = None
+        self._room = memoryview(bytearray(FIRST_BUFFER))
+        self._rest = b""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for an answer."""
+        return not self._pending
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits to be sent that a caller should wait for `drained` first."""
+        return self._out_size >= QUEUE_LIMIT
+
+    def ask(self, request: bytes, count: int, read: Read, context: Any) -> Pending:
+        """Send a request; awaited, it gives what `read` makes of its `count` replies, or of those before MN.
+
+        Raises NodeError when the connection is gone.
+        """
+        if not self.open:
+            raise self._gone()
+        pending = Pending(self, count, read, context, ANY_FLAGS, None)
+        self._add(pending, request)
+        return pending
+
+    def drained(self) -> "asyncio.Future[None]":
+        """Return a future that is done when the transport has taken what waits. Raises NodeError like a request."""
+        waiter = self.loop.create_future()
+        if self.open:
+            self._waiters.append(waiter)
+        else:
+            waiter.set_exception(self._gone())
+        return waiter
+
+    def close(self) -> None:
+        """End the connection when what was asked has been answered; `closed` is done then."""
+        self.open = False
+        if not self._pending:
+            self._end(NodeError("connection closed"), failed=False)
+
+    def detach(self) -> None:
+        """Let go of the connection in a forked child, where the parent goes on using it."""
+        self.open = False
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self._transport.get_extra_info("socket").fileno())  # unlike close, no event loop is told
+        os.close(null)
+
+    def connection_made(self, transport: Any) -> None:
+        """Take over a connection that has been greeted."""
+        self._transport = transport
+        self.open = True
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where the transport puts what it receives."""
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Give every reply that is complete to whoever asked for it."""
+        if self._error is not None:
+            return
+        data, position = self._rest + self._room[:nbytes], 0
+        try:
+            while self._error is None and (parsed := self._parse(data, position)) is not None:
+                reply, position = parsed
+                self._take(reply)
+        except ProtocolError as error:
+            self._end(error, failed=True)
+        self._rest = data[position:]
+
+    def eof_received(self) -> None:
+        """Let the transport close; `connection_lost` follows."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Fail what was asked and will not be answered."""
+        self.died = self._error is None and self._served
+        fault = f"connection broke: {error}" if error else "connection closed by the server"
+        self._end(NodeError(fault), failed=not self.died)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Keep requests here while the transport has enough."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Send what has gathered."""
+        self._paused = False
+        self._flush()
+
+    def _add(self, pending: Pending, request: bytes) -> None:
+        self._pending.append(pending)
+        self._out.append(request)
+        self._out_size += len(request)
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.timeout, self._tick, GRACE)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._paused or self._error is not None:
+            return
+        if self._out:
+            data = b"".join(self._out)
+            self._out.clear()
+            self._out_size = 0
+            self._transport.write(data)
+        if not self._paused:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _take(self, reply: Reply) -> None:
+        if not self._pending:
+            raise ProtocolError("a reply that nobody asked for")
+        pending = self._pending[0]
+        if pending.flags != ANY_FLAGS:
+            self._finish(pending, self._found(pending, reply))
+        elif pending.count == QUIET and reply.code != b"MN":
+            pending.replies.append(reply)
+        else:
+            if pending.count != QUIET:
+                pending.replies.append(reply)
+            if len(pending.replies) >= pending.count:
+                self._finish(pending, self._read(pending))
+
+    def _found(self, pending: Pending, reply: Reply) -> Any:
+        plain = not (reply.won or reply.stale or reply.taken)
+        if plain and reply.code == b"VA" and reply.value is not None and reply.flags == pending.flags:
+            return reply.value
+        pending.replies.append(reply)
+        answers = self._read(pending)
+        return answers if isinstance(answers, NodeError) else answers[0]
+
+    def _read(self, pending: Pending) -> Any:
+        """Return what the replies mean, or the error that is this request's alone."""
+        try:
+            return pending.read(pending.replies, pending.epoch, self.born, pending.context)
+        except ProtocolError:  # not an answer to this command: what follows may be another's
+            raise
+        except NodeError as error:
+            return self._named(error)
+
+    def _finish(self, pending: Pending, result: Any) -> None:
+        self._pending.popleft()
+        self._served = True
+        if pending.future.done():
+            if not isinstance(result, NodeError):
+                self.owner.orphaned(self, result)
+        elif isinstance(result, NodeError):
+            pending.future.set_exception(result)
+        else:
+            pending.future.set_result(result)
+        if not self.open and not self._pending:
+            self._end(NodeError("connection closed"), failed=False)
+
+    def _tick(self, grace: int) -> None:
+        self._timer = None
+        if not self._pending:
+            return
+        left = self._pending[0].deadline - time.monotonic()
+        if left > 0:
+            self._timer = self.loop.call_later(left, self._tick, GRACE)
+        elif grace:  # the loop may have been held up: first let it read what is there
+            self._timer = self.loop.call_later(0, self._tick, grace - 1)
+        else:
+            self._end(NodeTimeout(f"no answer within {self.timeout:g} s"), failed=True)
+
+    def _end(self, error: NodeError, *, failed: bool) -> None:
+        if self._error is not None:
+            return
+        self.open = False
+        self._error = error
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport.abort()
+        self.owner.lost(self, error if self._pending or failed else None, failed)
+        self._out.clear()
+        waiting: list[asyncio.Future[Any]] = [pending.future for pending in self._pending]
+        self._pending.clear()
+        for future in waiting + self._waiters:
+            if not future.done():
+                future.set_exception(self._gone())
+        self._waiters.clear()
+
+    def _gone(self) -> NodeError:
+        return self._named(self._error or NodeError("connection is closing"))
+
+    def _named(self, error: NodeError) -> NodeError:
+        return type(error)(f"{self._name}: {error}")
+
+
+class Reader:
+    """Lease-gets with the same terms; called with a key it gives an awaitable, of the value alone for a plain hit."""
+
+    __slots__ = ("_flags", "_muxes", "_read", "_request", "_retry")
+
+    def __init__(
+        self,
+        muxes: Mapping[asyncio.AbstractEventLoop, Mux],
+        request: tuple[bytes, bytes, bytes],
+        flags: int,
+        read: Read,
+        retry: Callable[[bytes], Awaitable[Any]],
+    ) -> None:
+        """`muxes` are the open connections, `request` stands around key and mark; `retry` does what these cannot."""
+        self._muxes = muxes
+        self._request = b"%b%%b%b%%b%b" % request
+        self._flags = flags
+        self._read = read
+        self._retry = retry
+
+    def __call__(self, key: bytes) -> Awaitable[Any]:
+        mux = self._muxes.get(asyncio.get_running_loop())
+        if mux is None or not mux.open or mux.full:
+            return self._retry(key)
+        request = self._request % (key, mux.mark())
+        pending = Pending(mux, 1, self._read, (key,), self._flags, self._retry)
+        mux._add(pending, request)
+        return pending

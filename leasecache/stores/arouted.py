@@ -1,0 +1,140 @@
+"""Several nodes as one asynchronous store: keys go where `RoutedStore` sends them, the nodes are asked at once."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from leasecache.errors import LeasecacheError, NodeError
+from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Token
+from leasecache.stores import ring
+from leasecache.stores.base import AsyncBatchReader, AsyncLeaseNode, AsyncReader, Outcome
+from leasecache.stores.routed import shares
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+Do = Callable[[AsyncLeaseNode, Sequence[Q]], Awaitable[Sequence[A]]]
+
+
+class AsyncRoutedStore:
+    """Routes keys to nodes by rendezvous hashing."""
+
+    def __init__(
+        self, nodes: Sequence[AsyncLeaseNode], namespace: str | None = None, weights: Sequence[int] | None = None
+    ) -> None:
+        """`weights` are the nodes' shares of the keys in proportion to each other; default one each."""
+        self.nodes = tuple(nodes)
+        self.namespace = namespace
+        self._seeds, owners = shares([node.name for node in nodes], weights)
+        self._owner_of = tuple(self.nodes[i] for i in owners)
+        self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
+
+    def node_for(self, key: bytes) -> AsyncLeaseNode:
+        """Return the node that owns `key`."""
+        return self._owner_of[ring.owner(key, self._seeds)]
+
+    async def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+        """Return the owner's answer. Raises NodeError."""
+        return await self.node_for(key).lease_get(key, lease_for, refresh_ahead)
+
+    async def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
+        """Return an answer per ask, or the error of its node."""
+        return await self._each(asks, [ask.key for ask in asks], lambda node, owned: node.lease_get_many(owned))
+
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncReader:
+        """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags."""
+        reader_of = {node.name: node.reader(lease_for, refresh_ahead, flags) for node in self.nodes}
+        readers, seeds = [reader_of[node.name] for node in self._owner_of], self._seeds
+        if len(self.nodes) == 1:
+            return readers[0]
+        return lambda key: readers[ring.owner(key, seeds)](key)
+
+    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncBatchReader:
+        """Return a `lease_get_many` of keys that gives the values alone of plain hits with these client flags."""
+        readers = {node.name: node.batch_reader(lease_for, refresh_ahead, flags) for node in self.nodes}
+        return lambda keys: self._each(keys, keys, lambda node, owned: readers[node.name](owned))
+
+    async def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Outcome:
+        """Store at the owner. Raises NodeError."""
+        return await self.node_for(lease.key).lease_set(lease, flags, body, ttl)
+
+    async def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome | NodeError]:
+        """Store under each lease; the error of its node where that failed."""
+        keys = [fill.lease.key for fill in fills]
+        return await self._each(fills, keys, lambda node, owned: node.lease_set_many(owned))
+
+    async def release(self, lease: Lease) -> None:
+        """Give the lease back to the owner. Raises NodeError."""
+        await self.node_for(lease.key).release(lease)
+
+    async def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+        """Void the lease that `token` names and answer as a lease-get then does. Raises NodeError."""
+        return await self.node_for(key).steal(key, token, lease_for)
+
+    async def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
+        """Invalidate on every owner; then raise the error of the first that did not do it, if any."""
+        found = await asyncio.gather(
+            *[node.invalidate([keys[i] for i in owned], stale_for) for node, owned in self._owners(keys).items()],
+            return_exceptions=True,
+        )
+        for failure in found:
+            if isinstance(failure, LeasecacheError):
+                raise failure
+
+    async def look(self, key: bytes) -> Hit | None:
+        """Return the value without touching leases. Raises NodeError."""
+        return await self.node_for(key).look(key)
+
+    async def stats(self) -> Mapping[str, dict[str, Any]]:
+        """Return each node's own figures. Raises NodeError."""
+        found = await asyncio.gather(*[node.stats() for node in self.nodes])
+        return {node.name: figures for node, figures in zip(self.nodes, found, strict=True)}
+
+    async def aclose(self) -> None:
+        """Close the connections; the store can be used again."""
+        for node in self.nodes:
+            await node.aclose()
+
+    async def _each(self, items: Sequence[Q], keys: Sequence[bytes], do: "Do[Q, A]") -> list[A | NodeError]:
+        """Do the items of each node in one go, the nodes side by side; return the results in the order of `items`."""
+        if len(self.nodes) == 1:
+            return await _done(do, self.nodes[0], items)
+        owners = self._owners(keys)
+        tasks = [asyncio.ensure_future(_done(do, node, [items[i] for i in owned])) for node, owned in owners.items()]
+        try:
+            await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:  # what they have won, or win before the cancellation reaches them, has no taker
+                task.add_done_callback(self._return)
+                task.cancel()
+            raise
+        found: list[Any] = [None] * len(items)
+        for positions, task in zip(owners.values(), tasks, strict=True):
+            for i, result in zip(positions, task.result(), strict=True):
+                found[i] = result
+        return found
+
+    def _return(self, task: "asyncio.Task[list[Any]]") -> None:
+        if task.cancelled() or task.exception() is not None:
+            return
+        leases = [answer for answer in task.result() if isinstance(answer, Lease)]
+        if leases:
+            returning = task.get_loop().create_task(self._give_back(leases))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+
+    async def _give_back(self, leases: Sequence[Lease]) -> None:
+        await asyncio.gather(*[self.release(lease) for lease in leases], return_exceptions=True)
+
+    def _owners(self, keys: Iterable[bytes]) -> dict[AsyncLeaseNode, list[int]]:
+        owned: dict[AsyncLeaseNode, list[int]] = defaultdict(list)
+        for i, key in enumerate(keys):
+            owned[self.node_for(key)].append(i)
+        return owned
+
+
+async def _done(do: "Do[Q, A]", node: AsyncLeaseNode, items: Sequence[Q]) -> list[A | NodeError]:
+    try:
+        return [*await do(node, items)]
+    except NodeError as error:
+        return [error] * len(items)
