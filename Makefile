@@ -25,7 +25,7 @@ done
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check loadtest bench servers clean
+.PHONY: help demo test check loadtest bench soak servers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile

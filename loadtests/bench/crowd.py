@@ -1,6 +1,7 @@
 """The processes of a herd, as the one sees them that commands them. They are started before any clock runs."""
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,11 +23,16 @@ class Crowd:
         self._context = multiprocessing.get_context("spawn")
         self._loads, self._together = self._context.Value("i", 0), self._context.Barrier(PROCESSES)
         self._followers: list[_Follower] = []
+        self.started_in = 0.0  # s that the processes took, all together
 
     def __enter__(self) -> "Crowd":
+        began = time.perf_counter()
         for number in range(PROCESSES):
             share = CALLERS // PROCESSES + (number < CALLERS % PROCESSES)
             self._followers.append(self._start(member.follow, self._together, self._loads, share))
+        for follower in self._followers:
+            follower.answer()
+        self.started_in = time.perf_counter() - began
         return self
 
     def __exit__(
@@ -44,9 +50,10 @@ class Crowd:
         self._tell(True)
         seen = Seen()
         for follower in self._followers:
-            waits, failures = follower.answer()
-            seen.waits += waits
-            seen.failures += failures
+            part = follower.answer()
+            seen.waits += part.waits
+            seen.warm_ups += part.warm_ups
+            seen.failures += part.failures
         seen.loads = self._loads.value
         if not seen.waits:
             raise HerdError(f"nobody got the value: {seen.failures[0]}")

@@ -121,9 +121,7 @@ class Stampedes:
             for samples in outcome.samples.values():
                 samples.pop(side, None)
             return
-        if seen.failures:
-            [(failure, count)] = Counter(seen.failures).most_common(1)
-            outcome.notes[side] = f"{count} calls of the last herd that had any failed so: {failure}"
+        outcome.notes[side] = _note(crowd, seen)
         for figure, sample in self._sampled(seen).items():
             outcome.samples[figure].setdefault(side, []).append(sample)
 
@@ -135,6 +133,15 @@ class Stampedes:
             P99: percentile(waits, 0.99),
             FAILED: len(seen.failures),
         }
+
+
+def _note(crowd: Crowd, seen: Seen) -> str:
+    """Say what of the last herd is not in its waits."""
+    warm_up = percentile(seen.warm_ups, 0.5) * 1e3
+    note = f"before the clock ran, {crowd.started_in:.1f} s to start the processes, {warm_up:.0f} ms for a first call"
+    for failure, count in Counter(seen.failures).most_common(1):
+        note += f"; {count} × {failure}"
+    return note
 
 
 COLD = Scenario(load_for=0.05)

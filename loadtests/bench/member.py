@@ -49,6 +49,7 @@ class Seen:
 
     loads: int = 0
     waits: list[float] = field(default_factory=list)  # s, of those that got the value
+    warm_ups: list[float] = field(default_factory=list)  # s, of the calls before: import, connection, handshake
     failures: list[str] = field(default_factory=list)  # what the others got
 
 
@@ -81,8 +82,7 @@ class Callers:
     def __init__(self, get: Callable[[str], bytes], key: str, value: bytes, count: int) -> None:
         self._get, self._key, self._value = get, key, value
         self._warm, self._gate = threading.Barrier(count + 1), threading.Barrier(count + 1)
-        self.waits: list[float] = []
-        self.failures: list[str] = []
+        self.seen = Seen()
         self._threads = [threading.Thread(target=self._call, daemon=True) for _ in range(count)]
 
     def make_ready(self) -> None:
@@ -92,7 +92,7 @@ class Callers:
         try:
             self._warm.wait()
         except threading.BrokenBarrierError:
-            raise HerdError(f"a warm key was not served: {self.failures[0]}") from None
+            raise HerdError(f"a warm key was not served: {self.seen.failures[0]}") from None
 
     def go(self) -> None:
         """Let them call the cold key; return when all have come back."""
@@ -102,26 +102,28 @@ class Callers:
 
     def _call(self) -> None:
         try:
-            self._get(WARM)
+            self.seen.warm_ups.append(self._timed(WARM))
             self._warm.wait()
             self._gate.wait()
-            began = time.perf_counter()
-            right = self._get(self._key) == self._value
-            took = time.perf_counter() - began
+            self.seen.waits.append(self._timed(self._key))
         except threading.BrokenBarrierError:
-            return
+            return  # another one's warm key was not served
         except Exception as error:
-            self.failures.append(f"{type(error).__name__}: {error}")
+            self.seen.failures.append(f"{type(error).__name__}: {error}")
             self._warm.abort()
-            return
-        if right:
-            self.waits.append(took)
-        else:
-            self.failures.append("another value")
+
+    def _timed(self, key: str) -> float:
+        began = time.perf_counter()
+        found = self._get(key)
+        took = time.perf_counter() - began
+        if found != self._value:
+            raise HerdError(f"another value of {key}: {found!r:.60}")
+        return took
 
 
 def follow(pipe: Any, address: str, seed: int, together: Any, loads: Any, count: int) -> None:
     """Take part in herds for as long as there is someone to command them."""
+    pipe.send(None)
     for herd in _commands(pipe):
         with Site(seed, lambda name: address) as site:
             load = Loader(site.value, loads, herd.scenario)
@@ -136,7 +138,7 @@ def follow(pipe: Any, address: str, seed: int, together: Any, loads: Any, count:
                 continue  # a process of the herd is not ready
             together.wait()
             callers.go()
-            pipe.send((callers.waits, callers.failures))
+            pipe.send(callers.seen)
 
 
 def win(pipe: Any, address: str, seed: int, herd: Herd) -> None:

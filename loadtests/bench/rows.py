@@ -163,9 +163,9 @@ P6 = Row(
     sides=(
         floor("the loader alone", herd.floor),
         ours(herd.ours),
-        rival("meta-memcache get_or_lease", herd.meta_memcache),
-        rival("dogpile.cache, lock in memcached", herd.dogpile),
-        rival("get, load, set by pymemcache", herd.no_lease),
+        rival("meta-memcache", herd.meta_memcache),
+        rival("dogpile.cache", herd.dogpile),
+        rival("no lease", herd.no_lease),
     ),
     figures=stampede(loads=1, goals=(Goal(at_most=20, over="the loader alone"),)),
     measure=herd.Stampedes(herd.COLD),

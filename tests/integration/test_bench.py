@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from loadtests.bench import instructions
+from loadtests.bench import callee, crowd, herd, instructions
+from loadtests.bench.member import Scenario
 from loadtests.bench.row import Effort, Figure, Missing, Outcome, Role, Row, Side
 from loadtests.bench.run import Run, calls
 from loadtests.bench.site import Site
@@ -109,3 +110,68 @@ def test_instructions_without_valgrind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instructions, "VALGRIND", ("valgrind-of-nobody",))
     outcome = measured(row(instructions.counted))
     assert outcome.missing == {"floor": Missing("valgrind-of-nobody is not installed", skipped=True)}
+
+
+VALGRIND = "import sys; count = int(sys.argv[-1]); print(f'==1== Collected : {5000 + 7 * count}')"
+BROKEN_VALGRIND = "import sys; sys.exit('first line\\nlast line')"
+
+
+def test_instructions_are_the_difference_of_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What start and end cost, 5000 here, is in no figure; a run that fails is a side that is missing."""
+    monkeypatch.setattr(instructions, "VALGRIND", (sys.executable, "-c", VALGRIND))
+    assert measured(row(instructions.counted)).samples == {instructions.INSTRUCTIONS: {"floor": [7.0]}}
+    monkeypatch.setattr(instructions, "VALGRIND", (sys.executable, "-c", BROKEN_VALGRIND))
+    assert measured(row(instructions.counted)).missing == {"floor": Missing("last line")}
+
+
+def test_callee_works_and_checks() -> None:
+    """What runs under valgrind does the work so many times, and says so when the answer is wrong."""
+    right = f"{__name__}:is_value"
+    assert callee.main([f"{__name__}:open_floor", right, "nowhere:1", "1", "3"]) is None
+    assert "something else" in str(callee.main([f"{__name__}:open_wrong", right, "nowhere:1", "1", "3"]))
+    assert "not installed" in str(callee.main([f"{__name__}:open_absent", right, "nowhere:1", "1", "3"]))
+
+
+def open_absent_herd(site: Site, load: herd.Load) -> herd.Get:
+    """Ask for a package that nobody has."""
+    raise ModuleNotFoundError("No module named 'nobody_has_this'")
+
+
+def open_deaf_herd(site: Site, load: herd.Load) -> herd.Get:
+    """Serve the warm key, and nobody else."""
+    return lambda name: load(name) if name == "warm" else b"something else"
+
+
+def open_cold_herd(site: Site, load: herd.Load) -> herd.Get:
+    """Do not even serve the warm key."""
+    return lambda name: b"something else"
+
+
+def test_herd_goes_on_after_sides_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A side that is not installed or gives wrong values is left out with its reason; the others are measured."""
+    monkeypatch.setattr(crowd, "PROCESSES", 2)
+    monkeypatch.setattr(crowd, "CALLERS", 6)
+    stampedes = herd.Stampedes(Scenario(load_for=0.01))
+    outcome = measured(
+        Row(
+            name="P0",
+            work="nothing",
+            sides=tuple(
+                Side(name, Role.RIVAL, opened)
+                for name, opened in (
+                    ("absent", open_absent_herd),
+                    ("deaf", open_deaf_herd),
+                    ("cold", open_cold_herd),
+                    ("ours", herd.ours),
+                    ("floor", herd.floor),
+                )
+            ),
+            figures=tuple(Figure(name=name, unit="") for name in (herd.LOADS, herd.FAILED, herd.P50, herd.P99)),
+            measure=stampedes,
+        )
+    )
+    assert set(outcome.samples[herd.LOADS]) == {"ours", "floor"}
+    assert set(outcome.samples[herd.LOADS]["floor"]) == {6.0}
+    assert outcome.missing["absent"].skipped
+    assert "nobody got the value" in outcome.missing["deaf"].reason
+    assert "a warm key was not served" in outcome.missing["cold"].reason
