@@ -5,8 +5,10 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
+COMPILED = ("_keys", "_hot", "_hits")
+
 extensions = cythonize(
-    [Extension("leasecache._hot", ["ext/_hot.pyx"])],
+    [Extension(f"leasecache.{name}", [f"ext/{name}.pyx"]) for name in COMPILED],
     include_path=["ext"],
     build_dir="build/cython",
     language_level=3,

@@ -1,20 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Compiled twin of leasecache._pure: key rendering, the meta-protocol reply reader and the wire.
+"""Compiled twin of leasecache._pure: the meta-protocol reply reader and the wire.
 
 Every read of network bytes is bounded by the `end` that the caller passes down; nothing reads past it.
 """
-
-import datetime
-import hashlib
-import uuid
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.string cimport memchr, memcmp, memcpy, memmove, strerror
+from libc.stdio cimport snprintf
+from libc.string cimport memchr, memcmp, memmove, strerror
 
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
 
@@ -64,315 +60,14 @@ cdef extern from *:
 
 
 cdef enum:
-    KIND_INT = 0
-    KIND_STR = 1
-    KIND_BOOL = 2
-    KIND_UUID = 3
-    KIND_DATE = 4
-    KIND_BYTES = 5
-    KEY_LIMIT = 220
-    KEY_HEAD = 187
     LINE_LIMIT = 2048
-    FIRST_BUFFER = 16384
+    FIRST_BUFFER = 65536
     LARGEST_READ = 262144
-
-cdef tuple _EXPECTED = ("int", "str", "bool", "UUID", "date", "bytes")
-cdef object _UUID = uuid.UUID
-cdef object _DATE = datetime.date
-cdef object _DATETIME = datetime.datetime
-cdef object _blake2b = hashlib.blake2b
-cdef const char *_HEX = b"0123456789ABCDEF"
-
-
-cdef inline bint _is_plain(unsigned char c) noexcept nogil:
-    return (c'a' <= c <= c'z') or (c'A' <= c <= c'Z') or (c'0' <= c <= c'9') or c == c'.' or c == c'_' or c == c'~' or c == c'-'
-
-
-cdef inline bint _is_digit(unsigned char c) noexcept nogil:
-    return c'0' <= c <= c'9'
-
-
-cdef inline bint _is_hex(unsigned char c) noexcept nogil:
-    return (c'0' <= c <= c'9') or (c'a' <= c <= c'f')
-
-
-@cython.freelist(16)
-cdef class _Buffer:
-    """Bytes under construction; on the stack of its owner while short."""
-
-    cdef char short_room[512]
-    cdef char *data
-    cdef Py_ssize_t size, room
-
-    def __cinit__(self):
-        self.data = self.short_room
-        self.room = sizeof(self.short_room)
-        self.size = 0
-
-    def __dealloc__(self):
-        if self.data != self.short_room:
-            PyMem_Free(self.data)
-
-    cdef int reserve(self, Py_ssize_t more) except -1:
-        cdef Py_ssize_t wanted = self.size + more
-        cdef char *grown
-        if wanted <= self.room:
-            return 0
-        wanted = max(wanted, self.room * 2)
-        grown = <char *>PyMem_Malloc(wanted)
-        if grown == NULL:
-            raise MemoryError()
-        memcpy(grown, self.data, self.size)
-        if self.data != self.short_room:
-            PyMem_Free(self.data)
-        self.data = grown
-        self.room = wanted
-        return 0
-
-    cdef int put(self, const char *data, Py_ssize_t size) except -1:
-        self.reserve(size)
-        memcpy(self.data + self.size, data, size)
-        self.size += size
-        return 0
-
-    cdef int put_bytes(self, bytes data) except -1:
-        return self.put(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-
-    cdef int put_encoded(self, const unsigned char *text, Py_ssize_t size) except -1:
-        cdef Py_ssize_t i
-        cdef unsigned char c
-        cdef char *out
-        self.reserve(3 * size)
-        out = self.data + self.size
-        for i in range(size):
-            c = text[i]
-            if _is_plain(c):
-                out[0] = <char>c
-                out += 1
-            else:
-                out[0] = c'%'
-                out[1] = _HEX[c >> 4]
-                out[2] = _HEX[c & 15]
-                out += 3
-        self.size = out - self.data
-        return 0
-
-    cdef int put_encoded_bytes(self, object text) except -1:
-        if not isinstance(text, bytes):  # a subclass of bytes will do, which the type `bytes` of Cython refuses
-            raise TypeError("expected bytes")
-        return self.put_encoded(<const unsigned char *>PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
-
-    cdef int put_int(self, object value) except -1:
-        cdef long long small
-        cdef unsigned long long rest
-        cdef char digits[24]
-        cdef Py_ssize_t at = sizeof(digits)
-        try:
-            small = value
-        except OverflowError:
-            return self.put_bytes(b"%d" % value)
-        rest = (<unsigned long long>0) - <unsigned long long>small if small < 0 else <unsigned long long>small
-        while True:
-            at -= 1
-            digits[at] = <char>(c'0' + rest % 10)
-            rest //= 10
-            if rest == 0:
-                break
-        if small < 0:
-            at -= 1
-            digits[at] = c'-'
-        return self.put(digits + at, sizeof(digits) - at)
-
-    cdef bytes finish(self):
-        cdef bytes key = PyBytes_FromStringAndSize(self.data, self.size)
-        return key if self.size < KEY_LIMIT else shorten(key)
-
-
-def percent_encode(bytes text not None):
-    """Percent-encode every byte outside A-Za-z0-9._~- with upper-case hex digits."""
-    cdef _Buffer out = _Buffer()
-    out.put_encoded(<const unsigned char *>PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
-    return PyBytes_FromStringAndSize(out.data, out.size)
-
-
-def shorten(bytes key not None):
-    """Return `key`, or its first 187 bytes, `~` and the BLAKE2b-128 of the whole when it exceeds 220 bytes."""
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(key)
-    if size < KEY_LIMIT or (size == KEY_LIMIT and not _looks_shortened(PyBytes_AS_STRING(key))):
-        return key
-    return key[:KEY_HEAD] + b"~" + _blake2b(key, digest_size=16).hexdigest().encode()
-
-
-cdef bint _looks_shortened(const char *key) noexcept:
-    cdef Py_ssize_t i
-    if key[KEY_HEAD] != c'~':
-        return False
-    for i in range(KEY_HEAD + 1, KEY_LIMIT):
-        if not _is_hex(<unsigned char>key[i]):
-            return False
-    return True
-
-
-cdef class Renderer:
-    """Renders the keys of one template, from Python arguments or from Postgres text, to the same bytes."""
-
-    cdef str _function
-    cdef tuple _literals, _names, _nullable, _enums, _kinds
-    cdef Py_ssize_t _count
-
-    def __cinit__(
-        self,
-        str function not None,
-        tuple literals not None,
-        tuple names not None,
-        tuple kinds not None,
-        tuple nullable not None,
-        tuple enums not None,
-    ):
-        if len(literals) != len(names) + 1 or not len(names) == len(kinds) == len(nullable) == len(enums):
-            raise ValueError("literals, names, kinds, nullable and enums do not fit together")
-        if not all(type(literal) is bytes for literal in literals):
-            raise TypeError("literals must be bytes")
-        if not all(0 <= kind <= KIND_BYTES for kind in kinds):
-            raise ValueError("a kind is unknown")
-        self._function = function
-        self._literals = literals
-        self._names = names
-        self._kinds = kinds
-        self._nullable = nullable
-        self._enums = enums
-        self._count = len(names)
-
-    def from_python(self, tuple values not None):
-        """Render the key of typed Python arguments. Raises TypeError naming function and field."""
-        cdef _Buffer out = _Buffer()
-        cdef Py_ssize_t i
-        if len(values) != self._count:
-            raise TypeError(f"{self._function}: the key takes {self._count} fields, not {len(values)}")
-        out.put_bytes(<bytes>self._literals[0])
-        for i in range(self._count):
-            self._put_python(out, i, values[i])
-            out.put_bytes(<bytes>self._literals[i + 1])
-        return out.finish()
-
-    def from_text(self, columns):
-        """Render the key of Postgres text output, None for NULL. Raises ValueError on text not of the kind."""
-        cdef _Buffer out = _Buffer()
-        cdef Py_ssize_t i
-        cdef bytes text
-        if len(columns) != self._count:
-            raise ValueError(f"{self._function}: the key takes {self._count} fields, not {len(columns)}")
-        out.put_bytes(<bytes>self._literals[0])
-        for i in range(self._count):
-            text = columns[i]
-            if text is None:
-                out.put(b"!", 1)
-            elif not _put_text(out, self._kinds[i], text):
-                raise ValueError(f"{self._function}: {text[:80]!r} is not the Postgres text of field {self._names[i]}")
-            out.put_bytes(<bytes>self._literals[i + 1])
-        return out.finish()
-
-    cdef int _put_python(self, _Buffer out, Py_ssize_t i, object value) except -1:
-        cdef int kind = self._kinds[i]
-        cdef object enum = self._enums[i]
-        cdef Py_ssize_t size
-        cdef const char *text
-        if value is None and self._nullable[i]:
-            return out.put(b"!", 1)
-        if enum is not None:
-            if not isinstance(value, enum):
-                raise self._type_error(i, value, enum.__name__)
-            value = value.value
-        if kind == KIND_INT and isinstance(value, int) and not isinstance(value, bool):
-            return out.put_int(value)
-        if kind == KIND_STR and isinstance(value, str):
-            try:
-                text = PyUnicode_AsUTF8AndSize(value, &size)
-            except UnicodeEncodeError:
-                raise ValueError(f"{self._function}: key field {self._names[i]!r} holds a lone surrogate") from None
-            return out.put_encoded(<const unsigned char *>text, size)
-        if kind == KIND_BOOL and isinstance(value, bool):
-            return out.put(b"t" if value else b"f", 1)
-        if kind == KIND_UUID and isinstance(value, _UUID):
-            return out.put_encoded_bytes(str(value).encode())
-        if kind == KIND_DATE and isinstance(value, _DATE) and not isinstance(value, _DATETIME):
-            return out.put_encoded_bytes(value.isoformat().encode())
-        if kind == KIND_BYTES and isinstance(value, bytes):
-            return out.put_encoded_bytes(value)
-        raise self._type_error(i, value, _EXPECTED[kind])
-
-    cdef object _type_error(self, Py_ssize_t i, object value, str expected):
-        return TypeError(
-            f"{self._function}: key field {self._names[i]!r} must be {expected}, not {type(value).__name__}"
-        )
-
-
-cdef bint _put_text(_Buffer out, int kind, bytes text) except -1:
-    cdef const unsigned char *data = <const unsigned char *>PyBytes_AS_STRING(text)
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(text)
-    if kind == KIND_STR or kind == KIND_DATE:
-        out.put_encoded(data, size)
-    elif kind == KIND_INT and _is_int_text(data, size):
-        out.put(<const char *>data, size)
-    elif kind == KIND_BOOL and size == 1 and (data[0] == c't' or data[0] == c'f'):
-        out.put(<const char *>data, 1)
-    elif kind == KIND_UUID and _is_uuid_text(data, size):
-        out.put(<const char *>data, size)
-    elif kind == KIND_BYTES and _is_hex_text(data, size):
-        out.put_encoded_bytes(bytes.fromhex(text[2:].decode()))
-    else:
-        return False
-    return True
-
-
-cdef bint _is_int_text(const unsigned char *text, Py_ssize_t size) noexcept:
-    cdef Py_ssize_t i = 0
-    if size == 1 and text[0] == c'0':
-        return True
-    if size > 0 and text[0] == c'-':
-        i = 1
-    if i >= size or not (c'1' <= text[i] <= c'9'):
-        return False
-    for i in range(i + 1, size):
-        if not _is_digit(text[i]):
-            return False
-    return True
-
-
-cdef bint _is_uuid_text(const unsigned char *text, Py_ssize_t size) noexcept:
-    cdef Py_ssize_t i
-    if size != 36:
-        return False
-    for i in range(36):
-        if i == 8 or i == 13 or i == 18 or i == 23:
-            if text[i] != c'-':
-                return False
-        elif not _is_hex(text[i]):
-            return False
-    return True
-
-
-cdef bint _is_hex_text(const unsigned char *text, Py_ssize_t size) noexcept:
-    cdef Py_ssize_t i
-    if size < 2 or size % 2 or text[0] != c'\\' or text[1] != c'x':
-        return False
-    for i in range(2, size):
-        if not _is_hex(text[i]):
-            return False
-    return True
 
 
 @cython.freelist(64)
 cdef class Reply:
     """One reply of the meta protocol (memcached doc/protocol.txt, "Meta Commands")."""
-
-    cdef readonly bytes code
-    cdef readonly bytes value
-    cdef readonly unsigned long flags
-    cdef readonly unsigned long long cas
-    cdef readonly long long ttl
-    cdef readonly long opaque
-    cdef readonly bint won, stale, taken
 
     def __init__(self, bytes code, bytes value=None):
         self.code = code
@@ -444,6 +139,59 @@ cdef Py_ssize_t _line_end(const char *data, Py_ssize_t start, Py_ssize_t end) no
     return -1
 
 
+cdef void mark_flags(Mark *mark, unsigned long flags) noexcept:
+    mark.flags = flags
+    mark.size = snprintf(mark.text, sizeof(mark.text), b"f%lu", flags)
+
+
+cdef Py_ssize_t _plain(const char *data, Py_ssize_t at, Py_ssize_t end, const Mark *mark, Py_ssize_t *value) noexcept:
+    """Return where the plain hit that begins at `at` ends, and in `*value` where its value begins.
+
+    −1 when it is anything but `VA <size> c<cas> <mark> t<ttl>` with its whole value: `_read_reply` then decides.
+    """
+    cdef Py_ssize_t size = 0
+    cdef Py_ssize_t digits
+    if end - at < 16 + mark.size or data[at] != c'V' or data[at + 1] != c'A' or data[at + 2] != c' ':
+        return -1
+    at += 3
+    digits = _digits(data, at, end, 9)
+    if digits == 0:
+        return -1
+    for at in range(at, at + digits):
+        size = 10 * size + data[at] - c'0'
+    at += 1
+    if end - at < 2 or data[at] != c' ' or data[at + 1] != c'c':
+        return -1
+    digits = _digits(data, at + 2, end, 19)
+    at += 2 + digits
+    if digits == 0 or end - at < 3 + mark.size or data[at] != c' ' or memcmp(data + at + 1, mark.text, mark.size):
+        return -1
+    at += 1 + mark.size
+    if data[at] != c' ' or data[at + 1] != c't':
+        return -1
+    at += 2
+    if end - at >= 2 and data[at] == c'-' and data[at + 1] == c'1':
+        at += 2
+    else:
+        digits = _digits(data, at, end, 9)
+        if digits == 0:
+            return -1
+        at += digits
+    if end - at < size + 4 or data[at] != c'\r' or data[at + 1] != c'\n':
+        return -1
+    value[0] = at + 2
+    at += 2 + size
+    return at + 2 if data[at] == c'\r' and data[at + 1] == c'\n' else -1
+
+
+cdef inline Py_ssize_t _digits(const char *data, Py_ssize_t at, Py_ssize_t end, Py_ssize_t most) noexcept:
+    """Return how many digits stand at `at`; 0 when there are more than `most`."""
+    cdef Py_ssize_t stop = at
+    while stop < end and c'0' <= data[stop] <= c'9':
+        stop += 1
+    return stop - at if stop - at <= most else 0
+
+
 cdef Py_ssize_t _token_end(const char *data, Py_ssize_t at, Py_ssize_t end) noexcept:
     while at < end and data[at] != c' ':
         at += 1
@@ -489,7 +237,7 @@ cdef unsigned long long _number(const char *data, Py_ssize_t at, Py_ssize_t stop
     cdef bint good = 0 < stop - at <= 20
     if good:
         for i in range(at, stop):
-            if not _is_digit(<unsigned char>data[i]):
+            if not c'0' <= data[i] <= c'9':
                 good = False
                 break
             digit = data[i] - c'0'
@@ -500,6 +248,12 @@ cdef unsigned long long _number(const char *data, Py_ssize_t at, Py_ssize_t stop
     if not good or (limit and number >= limit):
         raise ProtocolError(f"expected a number below {limit or 2**64}, got {data[at:min(stop, at + 80)]!r}")
     return number
+
+
+cdef bint _is_plain(Reply reply, const Mark *mark):
+    if reply.flags != mark.flags or reply.won or reply.stale or reply.taken:
+        return False
+    return reply.value is not None and reply.code == b"VA"
 
 
 def parse_reply(bytes data not None, Py_ssize_t start):
@@ -513,12 +267,6 @@ def parse_reply(bytes data not None, Py_ssize_t start):
 
 cdef class Wire:
     """Request and reply over a plain socket's descriptor, the GIL released; each exchange under one deadline."""
-
-    cdef object _sock
-    cdef int _fd
-    cdef double _timeout
-    cdef char *_data
-    cdef Py_ssize_t _size, _room
 
     def __cinit__(self, *args, **kwargs):
         self._fd = -1
@@ -545,48 +293,92 @@ cdef class Wire:
 
     def exchange(self, bytes request not None, Py_ssize_t count):
         """Send `request` and return its `count` replies. Raises NodeTimeout, NodeError or ProtocolError."""
-        return self._converse(request, count)
+        return self.ask_many(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), count, NULL)
 
     def exchange_quiet(self, bytes request not None):
         """Send quiet commands ended by `mn` and return the replies before its MN. Raises like `exchange`."""
-        return self._converse(request, -1)
+        return self.ask_many(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), -1, NULL)
 
     def hit(self, bytes request not None, unsigned long flags):
         """Send a lease-get; return the value if it is a plain hit with these client flags, else the reply.
 
         A plain hit is VA without W, X and Z. Raises like `exchange`.
         """
-        cdef Reply reply = <Reply>self._converse(request, 1)[0]
-        if reply.value is None or reply.flags != flags or reply.won or reply.stale or reply.taken:
-            return reply
-        return reply if reply.code != b"VA" else reply.value
+        cdef Mark mark
+        mark_flags(&mark, flags)
+        return self.ask(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), &mark)
 
-    cdef list _converse(self, bytes request, Py_ssize_t count):
-        cdef list replies = []
-        cdef Py_ssize_t position = 0
+    def hits(self, bytes request not None, Py_ssize_t count, unsigned long flags):
+        """Send `count` lease-gets; return for each what `hit` returns. Raises like `exchange`."""
+        cdef Mark mark
+        mark_flags(&mark, flags)
+        return self.ask_many(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), count, &mark)
+
+    cdef object ask(self, const char *request, Py_ssize_t size, const Mark *mark):
+        """Send one lease-get and receive its answer: as a rule one call each, without the GIL."""
         cdef double deadline = leasecache_monotonic() + self._timeout
-        cdef bint first
-        cdef Reply reply
+        cdef int fd = self._fd
+        cdef char *room = self._data
+        cdef Py_ssize_t free_size = self._room
+        cdef ssize_t sent
+        cdef ssize_t received = -1
+        cdef int failure
+        cdef Py_ssize_t value = 0
+        cdef Py_ssize_t end
         self._size = 0
-        first = self._send(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), deadline) == 1
-        while count != 0:
-            self._receive(deadline, first)
-            first = False
-            while True:
-                reply = _read_reply(self._data, self._size, &position)
-                if reply is None:
-                    break
-                if count < 0 and reply.code == b"MN":
-                    self._finish(position)
-                    return replies
-                replies.append(reply)
-                if len(replies) == count:
-                    self._finish(position)
-                    return replies
-            self._size -= position
-            memmove(self._data, self._data + position, self._size)
-            position = 0
-        return replies
+        with nogil:
+            sent = c_send(fd, request, size, LEASECACHE_SEND)
+            if sent == size:
+                received = c_recv(fd, room, free_size, 0)
+            failure = errno
+        if received > 0:
+            self._size = received
+            end = _plain(room, 0, received, mark, &value)
+            if end == received:
+                return PyBytes_FromStringAndSize(room + value, end - 2 - value)
+        elif received == 0:
+            raise NodeError("connection closed by the server")
+        elif sent == size:
+            self._check(failure)
+        else:
+            if sent < 0 and failure != EAGAIN:
+                self._check(failure)
+            self._send(request, size, max(sent, 0), deadline)
+        return self._collect(1, mark, deadline, False)[0]
+
+    cdef list ask_many(self, const char *request, Py_ssize_t size, Py_ssize_t count, const Mark *mark):
+        """Send and return `count` replies, with −1 all before MN; with a mark, of plain hits the values alone."""
+        cdef double deadline = leasecache_monotonic() + self._timeout
+        self._size = 0
+        return self._collect(count, mark, deadline, self._send(request, size, 0, deadline) == 1)
+
+    cdef list _collect(self, Py_ssize_t count, const Mark *mark, double deadline, bint first):
+        cdef list found = []
+        cdef Py_ssize_t position = 0
+        cdef Py_ssize_t end, value = 0
+        cdef Reply reply
+        while len(found) != count:
+            if mark != NULL:
+                end = _plain(self._data, position, self._size, mark, &value)
+                if end >= 0:
+                    found.append(PyBytes_FromStringAndSize(self._data + value, end - 2 - value))
+                    position = end
+                    continue
+            reply = _read_reply(self._data, self._size, &position)
+            if reply is None:
+                self._size -= position
+                memmove(self._data, self._data + position, self._size)
+                position = 0
+                self._receive(deadline, first)
+                first = False
+            elif count < 0 and reply.code == b"MN":
+                break
+            elif mark == NULL or not _is_plain(reply, mark):
+                found.append(reply)
+            else:
+                found.append(reply.value)
+        self._finish(position)
+        return found
 
     cdef int _finish(self, Py_ssize_t position) except -1:
         if position != self._size:
@@ -595,16 +387,15 @@ cdef class Wire:
             self._resize(FIRST_BUFFER)
         return 0
 
-    cdef int _send(self, const char *data, Py_ssize_t size, double deadline) except -1:
-        """Send everything; return how many calls it took.
+    cdef int _send(self, const char *data, Py_ssize_t size, Py_ssize_t sent, double deadline) except -1:
+        """Send everything behind the first `sent` bytes; return how many calls it took, those for them included.
 
         Never a blocking send: SO_SNDTIMEO starts anew with every buffer that a Unix socket takes.
         """
-        cdef Py_ssize_t sent = 0
         cdef ssize_t n
         cdef int fd = self._fd
         cdef int failure
-        cdef int calls = 0
+        cdef int calls = sent > 0
         while sent < size:
             if calls:
                 self._await(POLLOUT, deadline)

@@ -9,24 +9,37 @@ _wanted = os.environ.get("LEASECACHE_IMPL", "")
 if _wanted not in ("", "c", "python"):
     raise ImportError(f"LEASECACHE_IMPL={_wanted!r} is neither 'c' nor 'python'")
 
-if TYPE_CHECKING:
-    from leasecache._pure import Renderer, Reply, Wire, parse_reply, percent_encode, shorten
-
-    IMPL: str
-elif _wanted == "python":
-    from leasecache._pure import Renderer, Reply, Wire, parse_reply, percent_encode, shorten
-
-    IMPL = "python"
-else:
+IMPL = "python" if _wanted == "python" else "c"
+if IMPL == "c":
     try:
-        from leasecache._hot import Renderer, Reply, Wire, parse_reply, percent_encode, shorten
-
-        IMPL = "c"
+        import leasecache._hits  # noqa: F401  # it imports the others: all of them or none
     except ImportError:
         if _wanted == "c":
             raise
-        from leasecache._pure import Renderer, Reply, Wire, parse_reply, percent_encode, shorten
-
         IMPL = "python"
 
-__all__ = ["IMPL", "Mux", "Reader", "Renderer", "Reply", "Wire", "parse_reply", "percent_encode", "shorten"]
+if TYPE_CHECKING or IMPL == "python":
+    from leasecache._pure import Reply, Wire, parse_reply
+    from leasecache._pure_hits import MemoryReader, NodeReader, RingReader, Tally
+    from leasecache._pure_keys import Renderer, Ring, percent_encode, shorten
+else:
+    from leasecache._hits import MemoryReader, NodeReader, RingReader, Tally
+    from leasecache._hot import Reply, Wire, parse_reply
+    from leasecache._keys import Renderer, Ring, percent_encode, shorten
+
+__all__ = [
+    "IMPL",
+    "MemoryReader",
+    "Mux",
+    "NodeReader",
+    "Reader",
+    "Renderer",
+    "Reply",
+    "Ring",
+    "RingReader",
+    "Tally",
+    "Wire",
+    "parse_reply",
+    "percent_encode",
+    "shorten",
+]

@@ -1,32 +1,6 @@
-"""Compiled twin of `leasecache._pure`: key rendering, the meta-protocol reply reader and the wire."""
+"""Compiled twin of `leasecache._pure`: the meta-protocol reply reader and the wire."""
 
-from collections.abc import Sequence
 from socket import socket
-from typing import Any
-
-def percent_encode(text: bytes) -> bytes:
-    """Percent-encode every byte outside A-Za-z0-9._~- with upper-case hex digits."""
-
-def shorten(key: bytes) -> bytes:
-    """Return `key`, or its first 187 bytes, `~` and the BLAKE2b-128 of the whole when it exceeds 220 bytes."""
-
-class Renderer:
-    """Renders the keys of one template, from Python arguments or from Postgres text, to the same bytes."""
-
-    def __init__(
-        self,
-        function: str,
-        literals: tuple[bytes, ...],
-        names: tuple[str, ...],
-        kinds: tuple[int, ...],
-        nullable: tuple[bool, ...],
-        enums: tuple[type | None, ...],
-    ) -> None: ...
-    def from_python(self, values: tuple[Any, ...]) -> bytes:
-        """Render the key of typed Python arguments. Raises TypeError naming function and field."""
-
-    def from_text(self, columns: Sequence[bytes | None]) -> bytes:
-        """Render the key of Postgres text output, None for NULL. Raises ValueError on text not of the kind."""
 
 class Reply:
     """One reply of the meta protocol (memcached doc/protocol.txt, "Meta Commands")."""
@@ -86,6 +60,9 @@ class Wire:
 
     def hit(self, request: bytes, flags: int) -> bytes | Reply:
         """Send a lease-get; return the value if it is a plain hit with these client flags, else the reply."""
+
+    def hits(self, request: bytes, count: int, flags: int) -> list[bytes | Reply]:
+        """Send `count` lease-gets; return for each what `hit` returns. Raises like `exchange`."""
 
     def close(self) -> None:
         """Close the socket; never raises."""

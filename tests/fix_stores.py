@@ -1,4 +1,4 @@
-"""Stores under test: in memory and on a real memcached, over each wire."""
+"""Stores under test: in memory, on Redis and on memcached; what is compiled also by its pure twin."""
 
 import uuid
 from collections.abc import Iterator
@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-from leasecache import _accel, _hot, _pure
+from leasecache import _accel
 from leasecache.lab import MemcachedServer, RedisServer
 from leasecache.stores import greeting
 from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
 from leasecache.stores.redis import RedisNode
 from leasecache.stores.routed import RoutedStore
+from tests.twins import TWINS
 
-WIRES = {"c": (_hot.Wire, _hot.parse_reply), "python": (_pure.Wire, _pure.parse_reply)}
+SWITCHED = ("MemoryReader", "NodeReader", "RingReader", "Wire", "parse_reply")
 SERVERS = {"memcached": "shared_memcached", "memcached_e": "recent_memcached"}  # with its own CAS numbers, with ours
 
 
@@ -39,23 +40,23 @@ def shared_redis() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "redis", *(f"{server}-{wire}" for server in SERVERS for wire in WIRES)])
+@pytest.fixture(params=["redis", *(f"{kind}-{twin}" for kind in ("memory", *SERVERS) for twin in ("c", "python"))])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Each store; memcached of either kind once over the compiled wire and once over its pure twin."""
-    if request.param == "memory":
-        yield MemoryStore()
-        return
+    """Each store; in memory and on memcached of either kind once by compiled code and once by its pure twin."""
     if request.param == "redis":
         opened = RoutedStore([RedisNode(request.getfixturevalue("shared_redis").address)])
         yield opened
         opened.close()
         return
     kind, _, implementation = request.param.partition("-")
-    wire, parse = WIRES[implementation]
+    twin = TWINS[0] if implementation == "python" else TWINS[-1]
+    for name in SWITCHED:
+        monkeypatch.setattr(_accel, name, getattr(twin, name))
+    if kind == "memory":
+        yield MemoryStore()
+        return
     if kind == "memcached":  # or is taken for it by its version
         monkeypatch.setattr(greeting, "EXPLICIT_VERSION", (99,))
-    monkeypatch.setattr(_accel, "Wire", wire)
-    monkeypatch.setattr(_accel, "parse_reply", parse)
     server: MemcachedServer = request.getfixturevalue(SERVERS[kind])
     opened = RoutedStore([MemcachedNode(server.address)])
     yield opened

@@ -118,8 +118,9 @@ def test_wheel_contents(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     modules = {f"leasecache/invalidation/{path.name}" for path in ROOT.glob("invalidation/*.py")}
-    assert modules | {"leasecache/py.typed", "leasecache/_hot.pyi", "leasecache/lab/__init__.py"} <= packed
-    assert len([name for name in packed if name.endswith(".so")]) == 1
+    stubs = {f"leasecache/{path.name}" for path in ROOT.glob("leasecache/_*.pyi")}
+    assert modules | stubs | {"leasecache/py.typed", "leasecache/lab/__init__.py"} <= packed
+    assert len([name for name in packed if name.endswith(".so")]) == len(stubs) == len([*ROOT.glob("ext/*.pyx")])
     assert {name.split("/")[0].split("-")[0] for name in packed} == {"leasecache"}
     assert [name for name in packed if name.endswith((".pyx", ".c", ".pyc"))] == []
 
@@ -171,4 +172,4 @@ def test_without_a_compiler(sdist: Path, tmp_path: Path) -> None:
     python = install(built, tmp_path / "installed")
     assert show(python, tmp_path)[:2] == ["python", "f:5"]
     done = run(python, "-c", "import leasecache", cwd=tmp_path, env={"LEASECACHE_IMPL": "c"}, check=False)
-    assert "No module named 'leasecache._hot'" in done.stderr
+    assert "No module named 'leasecache._h" in done.stderr

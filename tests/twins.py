@@ -2,24 +2,37 @@
 
 import importlib
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from leasecache import _pure
+from leasecache import _pure, _pure_hits, _pure_keys
+
+PURE = {"_hits": _pure_hits, "_hot": _pure, "_keys": _pure_keys}  # compiled module → its twin
 
 
-def _twins() -> list[Any]:
+def _compiled() -> dict[str, Any]:
     try:
-        return [_pure, importlib.import_module("leasecache._hot")]
+        return {name: importlib.import_module(f"leasecache.{name}") for name in PURE}
     except ImportError:
         if os.environ.get("LEASECACHE_EXT") == "required":
             raise
-        return [_pure]
+        return {}
 
 
-TWINS = _twins()
-each_twin = pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.__name__.rpartition(".")[2])
+def _merged(name: str, modules: dict[str, Any]) -> Any:
+    """Return all that the modules offer under one roof."""
+    return SimpleNamespace(__name__=name, **{key: value for m in modules.values() for key, value in _own(m).items()})
+
+
+def _own(module: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
+
+
+COMPILED = _compiled()
+TWINS = [_merged("pure", PURE)] + ([_merged("compiled", COMPILED)] if COMPILED else [])
+each_twin = pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.__name__)
 
 
 def outcome(call: Any, *args: Any) -> tuple[Any, ...]:

@@ -78,7 +78,7 @@ def _look(key: str, url: str) -> "tuple[str, Hit]":
 
 def _checked(key: str, namespace: str | None) -> bytes:
     """Return the bytes of a key. Raises ConfigError when no function of this cache could have it."""
-    from leasecache._pure import KEY_LIMIT
+    from leasecache._pure_keys import KEY_LIMIT
     from leasecache.errors import ConfigError
     from leasecache.keys import key_prefix
 

@@ -5,11 +5,11 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from leasecache import _accel
 from leasecache.errors import LeasecacheError, NodeError
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Token
-from leasecache.stores import ring
 from leasecache.stores.base import AsyncBatchReader, AsyncLeaseNode, AsyncReader, Outcome
-from leasecache.stores.routed import shares
+from leasecache.stores.ring import ring
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -25,13 +25,12 @@ class AsyncRoutedStore:
         """`weights` are the nodes' shares of the keys in proportion to each other; default one each."""
         self.nodes = tuple(nodes)
         self.namespace = namespace
-        self._seeds, owners = shares([node.name for node in nodes], weights)
-        self._owner_of = tuple(self.nodes[i] for i in owners)
+        self._ring = ring([node.name for node in nodes], weights)
         self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
 
     def node_for(self, key: bytes) -> AsyncLeaseNode:
         """Return the node that owns `key`."""
-        return self._owner_of[ring.owner(key, self._seeds)]
+        return self.nodes[self._ring.owner(key)]
 
     async def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return the owner's answer. Raises NodeError."""
@@ -43,11 +42,8 @@ class AsyncRoutedStore:
 
     def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncReader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags."""
-        reader_of = {node.name: node.reader(lease_for, refresh_ahead, flags) for node in self.nodes}
-        readers, seeds = [reader_of[node.name] for node in self._owner_of], self._seeds
-        if len(self.nodes) == 1:
-            return readers[0]
-        return lambda key: readers[ring.owner(key, seeds)](key)
+        readers = [node.reader(lease_for, refresh_ahead, flags) for node in self.nodes]
+        return readers[0] if len(readers) == 1 else _accel.RingReader(self._ring, readers)
 
     def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncBatchReader:
         """Return a `lease_get_many` of keys that gives the values alone of plain hits with these client flags."""

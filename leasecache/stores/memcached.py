@@ -84,33 +84,7 @@ class MemcachedNode:
 
         A plain hit over an idle connection takes the short way; everything else goes the way of `lease_get`.
         """
-        request = meta.lease_get(b"%b", lease_for, refresh_ahead, b"%b")
-        idle, release, down, clock = self._pool.idle, self._pool.release, self._down, self._epoch
-
-        def read(key: bytes) -> bytes | Answer:
-            if down.delay or not idle:
-                return self.lease_get(key, lease_for, refresh_ahead)
-            try:
-                connection = idle.pop()
-            except IndexError:  # another thread was faster
-                return self.lease_get(key, lease_for, refresh_ahead)
-            epoch = clock.latest
-            try:
-                found = connection.wire.hit(request % (key, connection.mark()), flags)
-                if isinstance(found, bytes):
-                    answer: bytes | Answer = found
-                else:
-                    [answer] = meta.read_answers([found], epoch, connection.epoch, (key,))
-            except NodeError as error:
-                self._broke(connection, error)
-                return self.lease_get(key, lease_for, refresh_ahead)
-            except BaseException:
-                self._pool.discard(connection)
-                raise
-            release(connection)
-            return answer
-
-        return read
+        return self._reader(lease_for, refresh_ahead, flags)
 
     def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer]:
         """Return an answer per ask, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
@@ -121,12 +95,7 @@ class MemcachedNode:
 
     def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
         """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
-
-        def read(keys: Sequence[bytes]) -> list[bytes | Answer | NodeError]:
-            answers = self.lease_get_many([Ask(key, lease_for, refresh_ahead) for key in keys])
-            return [a.value if type(a) is Hit and a.flags == flags else a for a in answers]
-
-        return read
+        return self._reader(lease_for, refresh_ahead, flags).many
 
     def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does. Raises NodeError.
@@ -192,6 +161,24 @@ class MemcachedNode:
     def close(self) -> None:
         """Close idle connections; the node can be used again."""
         self._pool.close()
+
+    def _reader(self, lease_for: float, refresh_ahead: float, flags: int) -> _accel.NodeReader:
+        def rest(keys: Sequence[bytes], connection: Connection[Wire] | None, found: Any, epoch: int) -> Sequence[Any]:
+            if connection is not None:
+                try:
+                    answers = _read_rest(keys, connection, found, epoch)
+                except NodeError as error:
+                    self._broke(connection, error)
+                except BaseException:
+                    self._pool.discard(connection)
+                    raise
+                else:
+                    self._pool.release(connection)
+                    return answers
+            return self.lease_get_many([Ask(key, lease_for, refresh_ahead) for key in keys])
+
+        tail = meta.lease_get(b"", lease_for, refresh_ahead).removeprefix(b"mg ").removesuffix(b"\r\n")
+        return _accel.NodeReader(self._pool, self._down, self._epoch, tail, flags, rest)
 
     def _store(self, fills: Sequence[Fill]) -> list[Outcome]:
         """Store under each lease, all of which have a token, over one connection that may present them."""
@@ -309,6 +296,16 @@ class MemcachedNode:
         if type(sock) is socket.socket and type(sock).__module__ == "socket":
             return _accel.Wire(sock, self._timeout)
         return _pure.Wire(sock, self._timeout, _accel.parse_reply)
+
+
+def _read_rest(keys: Sequence[bytes], connection: Connection[Wire], found: Any, epoch: int) -> list[bytes | Answer]:
+    """Return the values of plain hits as they are, and what the other replies mean. Raises NodeError."""
+    if isinstance(found, NodeError):
+        raise found
+    return [
+        one if type(one) is bytes else meta.read_answers([one], epoch, connection.epoch, [key])[0]
+        for key, one in zip(keys, found, strict=True)
+    ]
 
 
 def size_of_ask(ask: Ask) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leasecache import _accel
 from leasecache.codecs import UNCACHEABLE
 from leasecache.errors import NodeError
 from leasecache.fork import forget_after_fork
@@ -40,15 +41,16 @@ class MemoryStore:
         self.namespace = namespace
         self.nodes = (self,)
         self._capacity = capacity
-        self._clock = clock or (lambda: time.monotonic())
+        self._clock = clock
         self._cas = 0
+        self._items: OrderedDict[bytes, _Item] = OrderedDict()  # the same object for ever: readers hold on to it
         self.forget()
         forget_after_fork(self)
 
     def forget(self) -> None:
         """Start anew, CAS numbers apart: a fork may come amid a change, and copies leases that nobody holds."""
         self._lock = threading.Lock()
-        self._items: OrderedDict[bytes, _Item] = OrderedDict()
+        self._items.clear()
         self._size = 0
 
     def node_for(self, key: bytes) -> "MemoryStore":
@@ -58,7 +60,7 @@ class MemoryStore:
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return the value, or the lease to load it, or who has it."""
         with self._lock:
-            now = self._clock()
+            now = self._now()
             item = self._find(key, now)
             if item is None:
                 item = self._put(key, _Item(0, b"", self._next_cas(), now + lease_for))
@@ -71,13 +73,17 @@ class MemoryStore:
             return self._answer(key, item, won, taken, now)
 
     def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
-        """Return a lease-get of a key that gives the value alone when it is a hit with these client flags."""
+        """Return a lease-get of a key that gives the value alone when it is a hit with these client flags.
+
+        It may look at an item and move it to the end without the lock, so whatever holds the lock must leave the items
+        fit to be looked at after each step, and not iterate over them.
+        """
 
         def read(key: bytes) -> bytes | Answer:
             answer = self.lease_get(key, lease_for, refresh_ahead)
             return answer.value if type(answer) is Hit and answer.flags == flags else answer
 
-        return read
+        return _accel.MemoryReader(self._items, self._clock, refresh_ahead, flags, read)
 
     def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
         """Return an answer per ask."""
@@ -91,7 +97,7 @@ class MemoryStore:
     def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Outcome:
         """Store under the lease if nothing has voided it."""
         with self._lock:
-            now = self._clock()
+            now = self._now()
             item = self._find(lease.key, now)
             if lease.token is None or item is None:
                 return Refused("deleted or expired while loading")
@@ -109,7 +115,7 @@ class MemoryStore:
     def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does."""
         with self._lock:
-            item = self._find(key, self._clock())
+            item = self._find(key, self._now())
             if item is not None and item.cas == token.cas:
                 self._mark_stale(item)
         return self.lease_get(key, lease_for)
@@ -122,7 +128,7 @@ class MemoryStore:
     def release(self, lease: Lease) -> None:
         """Give the lease back, so that the next reader wins at once."""
         with self._lock:
-            item = self._find(lease.key, self._clock())
+            item = self._find(lease.key, self._now())
             if lease.token is None or lease.fresh or item is None or item.cas != lease.token.cas:
                 return
             if lease.value is None:
@@ -133,7 +139,7 @@ class MemoryStore:
     def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
         """Void leases; drop the values or leave them stale for at most `stale_for` s, never longer than they had."""
         with self._lock:
-            now = self._clock()
+            now = self._now()
             for key in keys:
                 item = self._find(key, now)
                 if item is None:
@@ -148,7 +154,7 @@ class MemoryStore:
     def look(self, key: bytes) -> Hit | None:
         """Return the value without touching leases or recency; the answer does not tell whether it is stale."""
         with self._lock:
-            now = self._clock()
+            now = self._now()
             item = self._find(key, now)
             return Hit(item.value, item.flags, item.expires - now) if item is not None and item.flags else None
 
@@ -184,19 +190,26 @@ class MemoryStore:
     def _put(self, key: bytes, item: _Item) -> _Item:
         self._drop(key)
         self._items[key] = item
-        self._size += len(key) + len(item.value) + OVERHEAD
+        self._size += _size(key, item)
         while self._size > self._capacity and len(self._items) > 1:
-            self._drop(next(iter(self._items)))
+            self._size -= _size(*self._items.popitem(last=False))
         return item
 
     def _drop(self, key: bytes) -> None:
         item = self._items.pop(key, None)
         if item is not None:
-            self._size -= len(key) + len(item.value) + OVERHEAD
+            self._size -= _size(key, item)
 
     def _mark_stale(self, item: _Item) -> None:
         item.stale, item.taken, item.cas = True, False, self._next_cas()
 
+    def _now(self) -> float:
+        return time.monotonic() if self._clock is None else self._clock()
+
     def _next_cas(self) -> int:
         self._cas += 1
         return self._cas
+
+
+def _size(key: bytes, item: _Item) -> int:
+    return len(key) + len(item.value) + OVERHEAD

@@ -110,11 +110,11 @@ class Pool(Generic[W]):
         self._connect = connect
         self._limit = limit
         self._patience = patience
-        self._term = 0
+        self.term = 0  # how often it has been closed
         self.idle: deque[Connection[W]] = deque()  # the same object for ever: readers hold on to it
         self._open: WeakSet[Connection[W]] = WeakSet()  # weak: one that a signal took from its user is not open
         self._changed = threading.Condition()
-        self._waiting = 0
+        self.waiting = 0
         self._opening = 0
         forget_after_fork(self)
 
@@ -141,7 +141,7 @@ class Pool(Generic[W]):
         """Return a connection established no later than `epoch`, or None when none of those is left."""
         deadline = time.monotonic() + self._patience
         with self._changed:
-            self._waiting += 1
+            self.waiting += 1
             try:
                 while any(connection.epoch <= epoch for connection in self._open):
                     found = self._take_before(epoch)
@@ -149,16 +149,16 @@ class Pool(Generic[W]):
                         return found
                 return None
             finally:
-                self._waiting -= 1
+                self.waiting -= 1
 
     def release(self, connection: Connection[W]) -> None:
         """Give back a connection whose exchange was read to its end."""
-        if connection.term != self._term:
+        if connection.term != self.term:
             self.discard(connection)
             return
         connection.pooled = True
         self.idle.append(connection)
-        if self._waiting:
+        if self.waiting:
             with self._changed:
                 self._changed.notify_all()
 
@@ -171,7 +171,7 @@ class Pool(Generic[W]):
 
     def close(self) -> None:
         """Close the connections, those in use when they come back; the pool can be used again."""
-        self._term += 1
+        self.term += 1
         self.drop_idle()
 
     def drop_idle(self) -> None:
@@ -199,7 +199,7 @@ class Pool(Generic[W]):
     def _open_or_wait(self, limit: int) -> Connection[W]:
         deadline = time.monotonic() + self._patience
         with self._changed:
-            self._waiting += 1
+            self.waiting += 1
             try:
                 while len(self._open) + self._opening >= limit:
                     with contextlib.suppress(IndexError):
@@ -208,11 +208,11 @@ class Pool(Generic[W]):
                         raise NodeTimeout(f"all {len(self._open)} connections stayed busy for {self._patience:g} s")
                 self._opening += 1
             finally:
-                self._waiting -= 1
+                self.waiting -= 1
         return self._establish()
 
     def _establish(self) -> Connection[W]:
-        connection, term = None, self._term
+        connection, term = None, self.term
         try:
             connection = self._connect()
             connection.term = term
@@ -243,7 +243,7 @@ class Pool(Generic[W]):
         for connection in self._open:
             connection.wire.close()
         self.idle.clear()
-        self._term += 1
+        self.term += 1
         self._open = WeakSet()
         self._changed = threading.Condition()
-        self._waiting = self._opening = 0
+        self.waiting = self._opening = 0

@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from leasecache import _accel
 from leasecache.errors import LeasecacheError, NodeError
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Token
-from leasecache.stores import ring
 from leasecache.stores.base import BatchReader, LeaseNode, Outcome, Reader
+from leasecache.stores.ring import ring
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -22,12 +23,11 @@ class RoutedStore:
         """`weights` are the nodes' shares of the keys in proportion to each other; default one each."""
         self.nodes = tuple(nodes)
         self.namespace = namespace
-        self._seeds, owners = shares([node.name for node in nodes], weights)
-        self._owner_of = tuple(self.nodes[i] for i in owners)
+        self._ring = ring([node.name for node in nodes], weights)
 
     def node_for(self, key: bytes) -> LeaseNode:
         """Return the node that owns `key`."""
-        return self._owner_of[ring.owner(key, self._seeds)]
+        return self.nodes[self._ring.owner(key)]
 
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return the owner's answer. Raises NodeError."""
@@ -39,11 +39,8 @@ class RoutedStore:
 
     def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags."""
-        reader_of = {node.name: node.reader(lease_for, refresh_ahead, flags) for node in self.nodes}
-        readers, seeds = [reader_of[node.name] for node in self._owner_of], self._seeds
-        if len(self.nodes) == 1:
-            return readers[0]
-        return lambda key: readers[ring.owner(key, seeds)](key)
+        readers = [node.reader(lease_for, refresh_ahead, flags) for node in self.nodes]
+        return readers[0] if len(readers) == 1 else _accel.RingReader(self._ring, readers)
 
     def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
         """Return a `lease_get_many` of keys that gives the values alone of plain hits with these client flags."""
@@ -108,19 +105,6 @@ class RoutedStore:
         for i, key in enumerate(keys):
             owned[self.node_for(key)].append(i)
         return owned
-
-
-def shares(names: Sequence[str], weights: Sequence[int] | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return seeds for the ring, and for each seed the position of its node: as many seeds as the node's weight.
-
-    A key is won by the highest of all scores, so a node with three seeds wins three times as many.
-    """
-    found = [
-        (ring.seed(name if not share else f"{name}*{share}"), position)
-        for position, (name, weight) in enumerate(zip(names, weights or [1] * len(names), strict=True))
-        for share in range(weight)
-    ]
-    return tuple(seed for seed, _ in found), tuple(position for _, position in found)
 
 
 def _done(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from leasecache import _pure
+from leasecache import _pure_keys
 from leasecache.keys import KINDS, KeyTemplate
 from tests.twins import TWINS, each_twin, outcome
 from tests.values import ANYTHING, VALUES, arguments, column_texts, nullable, postgres_text, templates
@@ -47,6 +47,18 @@ def test_twins_agree_on_any_arguments(data: st.DataObject) -> None:
     template = data.draw(templates())
     fitting = st.tuples(*(ANYTHING | nullable(field.kind) for field in template.types))
     agree("from_python", template, data.draw(fitting | st.lists(ANYTHING, max_size=3).map(tuple)))
+
+
+@given(st.data())
+def test_twins_agree_on_any_batch(data: st.DataObject) -> None:
+    """Compiled and pure rendering of a batch give the keys that are rendered one by one, or the same error."""
+    template = data.draw(templates())
+    one = arguments(template) | st.lists(ANYTHING, max_size=3).map(tuple) | ANYTHING
+    batch = data.draw(st.lists(arguments(template), max_size=3)) + data.draw(st.lists(one, max_size=1))
+    agree("from_many", template, batch)
+    singles = [outcome(renderer(TWINS[0], template).from_python, v if isinstance(v, tuple) else (v,)) for v in batch]
+    if all(single[0] == "returned" for single in singles):
+        assert renderer(TWINS[-1], template).from_many(batch) == [single[1] for single in singles]
 
 
 @given(st.data())
@@ -136,7 +148,7 @@ def test_shortened_keys_cannot_be_spelt(twin: Any, data: st.DataObject) -> None:
 def test_overlap_never_errs_towards_no(data: st.DataObject) -> None:
     """A template that renders a key of another one, with its fields elsewhere, is known to overlap."""
     one = data.draw(templates())
-    key = renderer(_pure, one).from_python(data.draw(arguments(one))).decode()
+    key = renderer(_pure_keys, one).from_python(data.draw(arguments(one))).decode()
     assume(len(key) <= 120)
     start = data.draw(st.integers(0, len(key)))
     run = re.match(r"[A-Za-z0-9._~%!-]*", key[start:])

@@ -1,5 +1,6 @@
 """The reader of meta-protocol replies: compiled and pure agree on any bytes, however they arrive."""
 
+import socket
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from leasecache.errors import ProtocolError
-from tests.twins import TWINS, each_twin
+from tests.twins import TWINS, each_twin, outcome
 
 LINE_LIMIT = 2048
 
@@ -84,6 +85,59 @@ def test_twins_agree(data: bytes, start: int) -> None:
     """Both readers give the same reply, both want more, or both raise the same error with the same message."""
     results = [read(twin, data, start) for twin in TWINS]
     assert results.count(results[0]) == len(results)
+
+
+def answered(twin: Any, call: str, data: bytes, *arguments: Any) -> tuple[Any, ...]:
+    """Return what a wire makes of `data` and the end of the connection."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        found = outcome(getattr(twin.Wire(ours, 20.0), call), b"mg\r\n", *arguments)
+    return (found[0], shown(found[1]), *found[2:])
+
+
+def shown(found: Any) -> Any:
+    """Return replies as tuples, which can be compared."""
+    if isinstance(found, list):
+        return [shown(one) for one in found]
+    if hasattr(found, "cas"):
+        return (found.code, found.value, found.flags, found.cas, found.ttl, found.won, found.stale, found.taken)
+    return found
+
+
+@st.composite
+def _plain_hit(draw: st.DrawFn) -> bytes:
+    """A plain hit as servers print it, at times with a mark, other flags, or a number at the edge of its range."""
+    body = draw(st.binary(max_size=30))
+    size = draw(st.just(b"%d" % len(body)) | st.just(b"0%d" % len(body)))
+    cas = draw(st.just(b"7") | _number)
+    flags = draw(st.sampled_from([b"77", b"77", b"77", b"770", b"7", b"077"]))
+    ttl = draw(st.just(b"60") | st.just(b"-1") | _number)
+    mark = draw(st.sampled_from([b"", b"", b"", b" W", b" Z", b" X", b" "]))
+    return b"VA %b c%b f%b t%b%b\r\n%b\r\n" % (size, cas, flags, ttl, mark, body)
+
+
+@st.composite
+def _cut(draw: st.DrawFn) -> bytes:
+    data = draw(_plain_hit())
+    at = draw(st.integers(0, len(data)))
+    return data[:at] + draw(st.binary(max_size=1)) + data[at + draw(st.integers(0, 1)) :]
+
+
+HITS = st.lists(_plain_hit() | _cut() | REPLIES, min_size=1, max_size=4).map(b"".join)
+
+
+@given(data=HITS, count=st.integers(1, 3))
+@example(data=b"VA 1 c99999999999999999999 f77 t60\r\nx\r\n", count=1)
+@example(data=b"VA 1 c9999999999999999999 f77 t4294967296\r\nx\r\n", count=1)
+@example(data=b"VA 99999999999 c1 f77 t60\r\nx\r\n", count=1)
+@example(data=b"VA 1 c1 f77 t60\r\nx\r\nVA 1 c1 f77 t60\r\ny\r\n", count=1)
+def test_wires_agree_on_hits(data: bytes, count: int) -> None:
+    """What is read the short way and what is read by the reader of all replies is the same, errors included."""
+    for call, arguments in (("hit", (77,)), ("hits", (count, 77)), ("exchange", (count,))):
+        found = [answered(twin, call, data, *arguments) for twin in TWINS]
+        assert found.count(found[0]) == len(found)
 
 
 @each_twin

@@ -28,9 +28,9 @@ MakeWire = Callable[..., Any]
 
 def _makers() -> dict[str, MakeWire]:
     makers: dict[str, MakeWire] = {"pure": _pure.Wire}
-    for hot in TWINS[1:]:
-        makers["pure-compiled-parser"] = functools.partial(_pure.Wire, parse=hot.parse_reply)
-        makers["compiled"] = hot.Wire
+    for compiled in TWINS[1:]:
+        makers["pure-compiled-parser"] = functools.partial(_pure.Wire, parse=compiled.parse_reply)
+        makers["compiled"] = compiled.Wire
     return makers
 
 
@@ -150,6 +150,56 @@ def test_garbage(make: MakeWire, pair: Any, data: bytes, message: str) -> None:
     theirs.sendall(data)
     with pytest.raises(ProtocolError, match=message):
         make(ours, LONG).exchange(b"mg\r\n", 4)
+
+
+PLAIN = 4026531841
+HITS = (
+    b"VA 5 c7 f4026531841 t60\r\nplain\r\n"
+    b"VA 0 c8 f4026531841 t-1\r\n\r\n"
+    b"VA 5 f4026531841 c9\r\nother\r\n"  # in another order, and without t: still a plain hit
+    b"VA 5 c10 f1 t60\r\nflags\r\n"
+    b"VA 5 c11 f4026531841 t60 Z\r\ntaken\r\n"
+    b"VA 5 c12 f4026531841 t60 W\r\nearly\r\n"
+    b"VA 5 c13 f4026531841 t60 X\r\nstale\r\n"
+    b"EN\r\n"
+    b"VA 3 c14 f4026531841 t60\r\nend\r\n"
+)
+HITS_FACTS = [b"plain", b"", b"other", 10, 11, 12, 13, 0, b"end"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 1000])
+def test_hits(make: MakeWire, pair: Any, size: int) -> None:
+    """Of lease-gets, plain hits with the flags asked for are values alone, all else is replies, in whatever pieces."""
+    chunks = [HITS[i : i + size] for i in range(0, len(HITS), size)]
+    ours, theirs = pair
+    with playing(says(*chunks), theirs):
+        found = make(ours, LONG).hits(b"mg\r\n", len(HITS_FACTS), PLAIN)
+    assert [one if isinstance(one, bytes) else one.cas for one in found] == HITS_FACTS
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_hit(make: MakeWire, pair: Any, size: int) -> None:
+    """One lease-get gives the value of a plain hit, whole or in pieces; the wire can be used again."""
+    replies = [b"VA 300 c7 f4026531841 t60\r\n" + b"v" * 300 + b"\r\n", b"VA 1 c8 f4026531841 t60 Z\r\nx\r\n"]
+    scripts = [says(*[reply[i : i + size] for i in range(0, len(reply), size)]) for reply in replies]
+
+    def script(sock: socket.socket) -> None:
+        for one in scripts:
+            one(sock)
+
+    ours, theirs = pair
+    with playing(script, theirs):
+        wire = make(ours, LONG)
+        assert wire.hit(b"mg\r\n", PLAIN) == b"v" * 300
+        assert wire.hit(b"mg\r\n", PLAIN).cas == 8
+
+
+def test_trailing_after_hit(make: MakeWire, pair: Any) -> None:
+    """Bytes after the one reply are a ProtocolError, though it is a plain hit: they would answer the next caller."""
+    ours, theirs = pair
+    theirs.sendall(b"VA 1 c7 f4026531841 t60\r\nx\r\nEN\r\n")
+    with pytest.raises(ProtocolError, match="bytes after the last expected reply"):
+        make(ours, LONG).hit(b"mg\r\n", PLAIN)
 
 
 def test_trailing_after_quiet(make: MakeWire, pair: Any) -> None:

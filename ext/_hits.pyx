@@ -1,0 +1,245 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""Compiled twin of leasecache._pure_hits: the short way of a plain hit, from a call's arguments to its value.
+
+Between two lines of C there is neither another thread nor a signal: those come only while a wire waits, and in what is
+called by its Python name.
+"""
+
+import time
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.ref cimport PyObject
+
+from leasecache._hot cimport Mark, Wire, mark_flags
+from leasecache._keys cimport Renderer, Ring, Text, begin, drop, put
+
+from leasecache.errors import NodeError
+
+
+cdef enum:
+    HEAD = 3  # "mg "
+    ROOM = 512
+    CHUNK = 32768
+    OVERHEAD = 64
+
+
+cdef inline int _begin_request(Text *text, char *room) except -1:
+    begin(text, room, ROOM)
+    return put(text, b"mg ", HEAD)
+
+
+cdef inline bytes _key(const Text *text, Py_ssize_t end):
+    return PyBytes_FromStringAndSize(text.data + HEAD, end - HEAD)
+
+
+cdef class Tally:
+    """Counts the plain hits of one function."""
+
+    cdef public long long hits
+
+
+cdef class _Reader:
+    cdef object fetch(self, Text *text):
+        """Return the value of a plain hit, or the answer, for the key that stands behind "mg "."""
+        raise NotImplementedError
+
+    cdef object _fetch_key(self, bytes key):
+        cdef char room[ROOM]
+        cdef Text text
+        _begin_request(&text, room)
+        try:
+            put(&text, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            return self.fetch(&text)
+        finally:
+            drop(&text)
+
+
+@cython.final
+cdef class NodeReader(_Reader):
+    """Reads keys from one memcached server: plain hits over an idle connection, all else by `rest`."""
+
+    cdef object _pool, _idle, _probe, _epochs, _rest
+    cdef bytes _tail
+    cdef Mark _mark
+
+    def __init__(self, pool, probe, epochs, bytes tail not None, unsigned long flags, rest):
+        self._pool = pool
+        self._idle = pool.idle
+        self._probe = probe
+        self._epochs = epochs
+        self._tail = tail
+        self._rest = rest
+        mark_flags(&self._mark, flags)
+
+    def __call__(self, bytes key not None):
+        """Return the value of a plain hit, or the answer. Raises NodeError."""
+        return self._fetch_key(key)
+
+    def many(self, keys):
+        """Return the value of each plain hit, or the answer, with one round trip per 32 KiB of requests."""
+        cdef list asked = list(keys)
+        cdef list found = []
+        cdef Py_ssize_t begun = 0
+        cdef Py_ssize_t size = 0
+        cdef Py_ssize_t i
+        for i in range(len(asked)):
+            size += PyBytes_GET_SIZE(<bytes?>asked[i]) + OVERHEAD
+            if size > CHUNK and i > begun:
+                found += self._answers(asked[begun:i])
+                begun, size = i, PyBytes_GET_SIZE(<bytes>asked[i]) + OVERHEAD
+        if begun == 0:
+            return self._answers(asked) if asked else found
+        found += self._answers(asked[begun:])
+        return found
+
+    cdef object fetch(self, Text *text):
+        cdef Py_ssize_t end = text.size
+        cdef object connection = self._take()
+        cdef object epoch, found
+        if connection is None:
+            return self._rest((_key(text, end),), None, None, 0)[0]
+        epoch = self._epochs.latest  # before the request is sent: a later connection may be to a restarted server
+        try:
+            self._put_tail(text, connection.mark)
+            found = self._ask(connection, text)
+        except NodeError as error:
+            found = error
+        except BaseException:  # a signal, a greenlet's timeout: half an answer may be left on the wire
+            self._pool.discard(connection)
+            raise
+        if type(found) is bytes:
+            self._give_back(connection)
+            return found
+        if not isinstance(found, NodeError):
+            found = [found]
+        return self._rest((_key(text, end),), connection, found, epoch)[0]
+
+    cdef object _ask(self, object connection, const Text *text):
+        cdef object wire = connection.wire
+        if type(wire) is Wire:
+            return (<Wire>wire).ask(text.data, text.size, &self._mark)
+        return wire.hit(PyBytes_FromStringAndSize(text.data, text.size), self._mark.flags)
+
+    cdef object _take(self):
+        """Return an idle connection; None when there is none, or the node is left alone."""
+        if self._probe.delay or not self._idle:
+            return None
+        return self._idle.pop()
+
+    cdef int _give_back(self, object connection) except -1:
+        """Do what `release` of the pool does, of a connection that was idle before."""
+        if connection.term != self._pool.term or self._pool.waiting:
+            self._pool.release(connection)
+        else:
+            self._idle.append(connection)
+        return 0
+
+    cdef int _put_tail(self, Text *text, object mark) except -1:
+        cdef bytes marked
+        put(text, PyBytes_AS_STRING(self._tail), PyBytes_GET_SIZE(self._tail))
+        if mark is not bytes:  # which marks nothing
+            marked = mark()
+            put(text, PyBytes_AS_STRING(marked), PyBytes_GET_SIZE(marked))
+        return put(text, b"\r\n", 2)
+
+    cdef object _answers(self, list keys):
+        cdef object connection = self._take()
+        cdef object epoch, found, one
+        if connection is None:
+            return self._rest(keys, None, None, 0)
+        epoch = self._epochs.latest
+        try:
+            found = self._ask_many(connection, keys)
+        except NodeError as error:
+            return self._rest(keys, connection, error, epoch)
+        except BaseException:
+            self._pool.discard(connection)
+            raise
+        for one in <list>found:
+            if type(one) is not bytes:
+                return self._rest(keys, connection, found, epoch)
+        self._give_back(connection)
+        return found
+
+    cdef object _ask_many(self, object connection, list keys):
+        cdef char room[ROOM]
+        cdef Text text
+        cdef object wire = connection.wire
+        cdef object mark = connection.mark
+        cdef bytes key
+        begin(&text, room, ROOM)
+        try:
+            for key in keys:
+                put(&text, b"mg ", HEAD)
+                put(&text, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+                self._put_tail(&text, mark)
+            if type(wire) is Wire:
+                return (<Wire>wire).ask_many(text.data, text.size, len(keys), &self._mark)
+            return wire.hits(PyBytes_FromStringAndSize(text.data, text.size), len(keys), self._mark.flags)
+        finally:
+            drop(&text)
+
+
+@cython.final
+cdef class RingReader(_Reader):
+    """Reads each key from the node that owns it."""
+
+    cdef Ring _ring
+    cdef tuple _readers
+
+    def __init__(self, Ring ring not None, readers):
+        self._ring = ring
+        self._readers = tuple(readers)
+
+    def __call__(self, bytes key not None):
+        """Return what the reader of the key's owner returns."""
+        return self._fetch_key(key)
+
+    cdef object fetch(self, Text *text):
+        cdef object reader = self._readers[self._ring.find(text.data + HEAD, text.size - HEAD)]
+        if isinstance(reader, _Reader):
+            return (<_Reader>reader).fetch(text)
+        return reader(_key(text, text.size))
+
+
+@cython.final
+cdef class MemoryReader(_Reader):
+    """Reads keys from a store in this process: plain hits without its lock, all else by `rest`."""
+
+    cdef object _items, _touch, _clock, _rest, _flags
+    cdef double _ahead
+
+    def __init__(self, items, clock, double refresh_ahead, flags, rest):
+        self._items = items
+        self._touch = items.move_to_end
+        self._clock = clock
+        self._ahead = refresh_ahead
+        self._flags = flags
+        self._rest = rest
+
+    def __call__(self, bytes key not None):
+        """Return the value of a plain hit, or the answer."""
+        return self._find(key)
+
+    cdef object fetch(self, Text *text):
+        return self._find(_key(text, text.size))
+
+    cdef object _find(self, bytes key):
+        # The clock comes first, as it may be Python. From the look to the touch there is C alone, so no other thread.
+        cdef double now = time.monotonic() if self._clock is None else self._clock()
+        cdef PyObject *found = PyDict_GetItemWithError(self._items, key)
+        cdef object item
+        if found != NULL:
+            item = <object>found
+            if self._is_plain(item, now):
+                self._touch(key)
+                return item.value
+        return self._rest(key)
+
+    cdef bint _is_plain(self, object item, double now) except -1:
+        cdef double left = <double>item.expires - now
+        if left <= 0 or item.stale or item.flags != self._flags:
+            return False
+        return left >= self._ahead or item.taken
