@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import Progress
@@ -99,7 +99,7 @@ def measure(rows: Sequence[Row], effort: Effort) -> list[report.Section]:
     return found
 
 
-def show(found: list[report.Section], about: dict[str, object]) -> None:
+def show(found: list[report.Section], about: dict[str, Any]) -> None:
     """Print the table, what it ran on, and notes."""
     console = Console()
     console = Console(width=max(console.width, WIDTH))
@@ -107,8 +107,10 @@ def show(found: list[report.Section], about: dict[str, object]) -> None:
         console.print(drawn)
     console.print(
         f"Python {about['python']} ({about['implementation']}), memcached {about['memcached']}, "
-        f"Redis {about['redis']}, {about['cpu']}, seed {about['seed']}",
+        f"Redis {about['redis']}, {about['cpu']}, seed {about['seed']}; "
+        f"the clock resolves {about['clock_ns']['resolution']:g} ns and is read in {about['clock_ns']['reading']:g} ns",
         highlight=False,
+        soft_wrap=True,
     )
     for note in report.notes(found):
         console.print(note, highlight=False, markup=False, soft_wrap=True)

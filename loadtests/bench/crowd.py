@@ -14,6 +14,10 @@ PROCESSES, CALLERS = 8, 500
 WITHIN = 60  # s for one herd
 
 
+class LostError(HerdError):
+    """A process of the herd has died, or does not answer."""
+
+
 class Crowd:
     """Processes that call together, as often as they are told."""
 
@@ -21,12 +25,12 @@ class Crowd:
         """`address` is that of memcached."""
         self._address, self._seed = address, seed
         self._context = multiprocessing.get_context("spawn")
-        self._loads, self._together = self._context.Value("i", 0), self._context.Barrier(PROCESSES)
         self._followers: list[_Follower] = []
         self.started_in = 0.0  # s that the processes took, all together
 
     def __enter__(self) -> "Crowd":
         began = time.perf_counter()
+        self._loads, self._together = self._context.Value("i", 0), self._context.Barrier(PROCESSES)
         for number in range(PROCESSES):
             share = CALLERS // PROCESSES + (number < CALLERS % PROCESSES)
             self._followers.append(self._start(member.follow, self._together, self._loads, share))
@@ -38,11 +42,19 @@ class Crowd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for follower in self._followers:
-            follower.end()
+        while self._followers:
+            self._followers.pop().end()
 
     def run(self, herd: Herd) -> Seen:
         """Let all call at once. Raises HerdError, or ImportError when the side is not installed."""
+        try:
+            return self._run(herd)
+        except LostError:  # nobody knows what the others are doing now
+            self.__exit__(None, None, None)
+            self.__enter__()
+            raise
+
+    def _run(self, herd: Herd) -> Seen:
         self._make_ready(herd)
         self._loads.value = 0
         if herd.scenario.killed_after:
@@ -95,13 +107,13 @@ class _Follower:
     process: Any
 
     def answer(self) -> Any:
-        """Return what it says. Raises HerdError when it says nothing."""
+        """Return what it says. Raises LostError when it says nothing."""
         try:
             if self.pipe.poll(WITHIN):
                 return self.pipe.recv()
         except (EOFError, OSError):
-            raise HerdError("a process of the herd has died") from None
-        raise HerdError(f"a process of the herd did not answer within {WITHIN} s")
+            raise LostError("a process of the herd has died") from None
+        raise LostError(f"a process of the herd did not answer within {WITHIN} s")
 
     def end(self) -> None:
         """Kill the process, whatever it does."""

@@ -78,7 +78,7 @@ P1I = Row(
     figures=(
         Figure(
             name=INSTRUCTIONS,
-            unit="instructions",
+            unit="",
             floor="pymemcache get",
             goals=(Goal(at_most=0.35, of=("pymemcache get",)),),
         ),

@@ -1,6 +1,7 @@
 """The bench on real servers, quickly: every side is measured, and the figures are well-formed. No time is asserted."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,13 +143,18 @@ def open_deaf_herd(site: Site, load: herd.Load) -> herd.Get:
     return lambda name: load(name) if name == "warm" else b"something else"
 
 
+def open_deadly_herd(site: Site, load: herd.Load) -> herd.Get:
+    """Serve the warm key, and end the process of whoever asks for another."""
+    return lambda name: load(name) if name == "warm" else os._exit(1)
+
+
 def open_cold_herd(site: Site, load: herd.Load) -> herd.Get:
     """Do not even serve the warm key."""
     return lambda name: b"something else"
 
 
 def test_herd_goes_on_after_sides_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A side that is not installed or gives wrong values is left out with its reason; the others are measured."""
+    """A side that is not installed, gives wrong values or dies is left out with its reason; the others are measured."""
     monkeypatch.setattr(crowd, "PROCESSES", 2)
     monkeypatch.setattr(crowd, "CALLERS", 6)
     stampedes = herd.Stampedes(Scenario(load_for=0.01))
@@ -162,6 +168,7 @@ def test_herd_goes_on_after_sides_that_fail(monkeypatch: pytest.MonkeyPatch) -> 
                     ("absent", open_absent_herd),
                     ("deaf", open_deaf_herd),
                     ("cold", open_cold_herd),
+                    ("deadly", open_deadly_herd),
                     ("ours", herd.ours),
                     ("floor", herd.floor),
                 )
@@ -175,3 +182,4 @@ def test_herd_goes_on_after_sides_that_fail(monkeypatch: pytest.MonkeyPatch) -> 
     assert outcome.missing["absent"].skipped
     assert "nobody got the value" in outcome.missing["deaf"].reason
     assert "a warm key was not served" in outcome.missing["cold"].reason
+    assert "a process of the herd has died" in outcome.missing["deadly"].reason
