@@ -1,4 +1,8 @@
-"""Cache URLs: `memcached://host:port,host:port?namespace=shop`, `memory://`, `null://`. Parsing opens nothing."""
+"""Cache URLs: `memcached://host:port,host:port?namespace=shop`, `redis://host:port/0`, `memory://`, `null://`.
+
+Redis also by `redis+sentinel://host:port,host:port/service/0`, by `redis+cluster://host:port,host:port` and by the path
+of a Unix socket, `redis:///run/redis.sock?db=0`; over TLS `rediss`. Parsing opens nothing.
+"""
 
 import difflib
 import math
@@ -14,7 +18,15 @@ from leasecache.keys import key_prefix
 from leasecache.stores.base import AsyncStore, Store
 
 GUARDS = ("none",)
-_DEFAULT_PORT = 11211
+_PORTS = {"memcached": 11211, "redis": 6379, "redis+cluster": 6379, "redis+sentinel": 26379}
+_FORMS = {
+    "memcached": "host:port,host:port?namespace=name",
+    "redis": "host:port/database",
+    "redis+cluster": "host:port,host:port",
+    "redis+sentinel": "host:port,host:port/service/database",
+}
+_SECURED = {"memcacheds": "memcached", "rediss": "redis", "rediss+cluster": "redis+cluster"}
+_SECURED |= {"rediss+sentinel": "redis+sentinel"}  # over TLS → the same without
 _PASSWORD = re.compile(r"(//[^@/?:]*:).*@")
 _NODE = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?(?:\*([1-9][0-9]?))?")
 
@@ -46,6 +58,12 @@ def _flag(text: str) -> bool:
     return text == "true"
 
 
+def _index(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"must be the number of a database, not {text!r}")
+    return int(text)
+
+
 def _path(text: str) -> str:
     if not os.access(text, os.R_OK):
         raise ValueError(f"names no file that can be read: {text!r}")
@@ -54,9 +72,16 @@ def _path(text: str) -> str:
 
 _MEMCACHED: dict[str, Reader] = {"timeout": _number, "connect_timeout": _number, "pool": _count, "proxied": _flag}
 _TLS: dict[str, Reader] = {"ca": _path, "cert": _path, "key": _path}
+_REDIS: dict[str, Reader] = {"timeout": _number, "connect_timeout": _number, "pool": _count}
 _OPTIONS: dict[str, dict[str, Reader]] = {
     "memcached": _MEMCACHED,
     "memcacheds": _MEMCACHED | _TLS,
+    "redis": _REDIS | {"db": _index},
+    "rediss": _REDIS | _TLS,
+    "redis+sentinel": _REDIS,
+    "rediss+sentinel": _REDIS | _TLS,
+    "redis+cluster": _REDIS,
+    "rediss+cluster": _REDIS | _TLS,
     "memory": {"capacity": _count},
     "null": {},
 }
@@ -70,6 +95,8 @@ class CacheUrl:
     nodes: tuple[str, ...] = ()  # "host:port" or the path of a Unix socket
     weights: tuple[int, ...] = ()  # of each node: its share of the keys in proportion to the others'
     credentials: tuple[str, str] | None = field(default=None, repr=False)  # user and password
+    service: str | None = None  # the Sentinels' name of a Redis primary
+    db: int = 0  # the number of a Redis database
     namespace: str | None = None
     guard: str | None = None  # None = not said
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -85,19 +112,25 @@ def parse_url(url: str) -> CacheUrl:
     if "***@" in url and "@" not in address:
         raise ConfigError(f"cache URL {url!r}: write @ as %40 in an option, and ? as %3F in a password")
     credentials, address = _credentials(url, scheme, address)
+    address, service, db = _database(url, scheme, address)
     nodes, weights = _nodes(url, scheme, address)
     query = _query(url, text)
     namespace, guard = query.pop("namespace", None), query.pop("guard", None)
     key_prefix(namespace)
     check_guard(guard)
+    options = {name: _option(url, scheme, name, text) for name, text in query.items()}
+    if "db" in options and not address.startswith("/"):
+        raise ConfigError(f"cache URL {url!r}: the database stands behind the address, as in {scheme}://host:port/1")
     return CacheUrl(
         scheme=scheme,
         nodes=nodes,
         weights=weights,
         credentials=credentials,
+        service=service,
+        db=int(options.pop("db", db)),
         namespace=namespace,
         guard=guard,
-        options={name: _option(url, scheme, name, text) for name, text in query.items()},
+        options=options,
     )
 
 
@@ -112,8 +145,11 @@ def open_store(url: str) -> Store:
         from leasecache.stores.null import NullStore
 
         return NullStore(parsed.namespace)
-    from leasecache.stores.memcached import MemcachedNode
     from leasecache.stores.routed import RoutedStore
+
+    if parsed.scheme.startswith("redis"):
+        return RoutedStore(_redis().nodes(**_redis_options(parsed)), parsed.namespace, parsed.weights)
+    from leasecache.stores.memcached import MemcachedNode
 
     options = memcached_options(parsed)
     return RoutedStore([MemcachedNode(name, **options) for name in parsed.nodes], parsed.namespace, parsed.weights)
@@ -138,16 +174,34 @@ def open_async_store(url: str) -> AsyncStore:
 
 def memcached_options(parsed: CacheUrl) -> dict[str, Any]:
     """Return the keyword arguments of the nodes of a memcached URL."""
+    options: dict[str, Any] = {name: value for name, value in parsed.options.items() if name not in _TLS}
+    return options | {"credentials": parsed.credentials, "tls": _tls(parsed)}
+
+
+def _redis_options(parsed: CacheUrl) -> dict[str, Any]:
+    options: dict[str, Any] = {name: value for name, value in parsed.options.items() if name not in _TLS}
+    user, password = parsed.credentials or (None, None)
+    given = {"names": parsed.nodes, "cluster": parsed.scheme.endswith("+cluster"), "service": parsed.service}
+    return options | given | {"username": user or None, "password": password, "db": parsed.db, "tls": _tls(parsed)}
+
+
+def _redis() -> Any:
+    try:
+        from leasecache.stores import redis_nodes
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise ConfigError("a redis:// cache needs redis-py; run: pip install 'leasecache[redis]'") from None
+    return redis_nodes
+
+
+def _tls(parsed: CacheUrl) -> Any:
     from leasecache.stores.dial import Tls
 
     files = {name: str(parsed.options[name]) for name in _TLS if name in parsed.options}
     if "key" in files and "cert" not in files:
         raise ConfigError("the cache URL has key= without cert=, the certificate that belongs to it")
-    options: dict[str, Any] = {name: value for name, value in parsed.options.items() if name not in _TLS}
-    return options | {
-        "credentials": parsed.credentials,
-        "tls": Tls(**files) if parsed.scheme == "memcacheds" else None,
-    }
+    return Tls(**files) if parsed.scheme in _SECURED else None
 
 
 def check_guard(guard: str | None) -> None:
@@ -165,34 +219,54 @@ def _query(url: str, text: str) -> dict[str, str]:
 
 
 def _credentials(url: str, scheme: str, address: str) -> tuple[tuple[str, str] | None, str]:
-    """Split off `user:password@`."""
-    if scheme not in ("memcached", "memcacheds") or "@" not in address:
+    """Split off `user:password@`; Redis has a default user."""
+    if _plain(scheme) not in _FORMS or "@" not in address:
         return None, address
     stated, _, rest = address.rpartition("@")
     user, password = (unquote(part) for part in stated.partition(":")[::2])
-    if not user or not password or " " in user:
-        raise ConfigError(f"cache URL {url!r}: before the @ stand a user and a password, as in user:password@host")
+    redis = scheme.startswith("redis")
+    if not (user or redis) or not password or " " in user:
+        form = ":password@host or user:password@host" if redis else "user:password@host"
+        raise ConfigError(f"cache URL {url!r}: before the @ stand a user and a password, as in {form}")
     return (user, password), rest
 
 
+def _database(url: str, scheme: str, address: str) -> tuple[str, str | None, int]:
+    """Split off what stands behind the nodes of Redis: the service and the number of the database."""
+    if not scheme.startswith("redis") or address.startswith("/"):
+        return address, None, 0
+    nodes, _, rest = address.partition("/")
+    parts = rest.removesuffix("/").split("/") if rest else []
+    service = unquote(parts.pop(0)) if parts and scheme.endswith("+sentinel") else None
+    database = parts.pop(0) if parts and not scheme.endswith("+cluster") else "0"
+    if parts or not database.isdecimal() or (service is None and scheme.endswith("+sentinel")):
+        raise _misshaped(url, scheme)
+    return nodes, service, int(database)
+
+
 def _nodes(url: str, scheme: str, address: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    if scheme not in ("memcached", "memcacheds"):
+    kind = _plain(scheme)
+    if kind not in _FORMS:
         if address.strip("/"):
             raise ConfigError(f"cache URL {url!r}: {scheme}:// takes no address; options follow a '?'")
         return (), ()
-    if address.startswith("/") and address != "/":
+    if address.startswith("/") and address != "/" and "+" not in scheme and scheme != "rediss":
         return (unquote(address),), (1,)
     if "/" in address.removesuffix("/"):
-        raise ConfigError(f"cache URL {url!r}: expected {scheme}://host:port,host:port?namespace=name")
-    found = dict(_node(url, part) for part in address.removesuffix("/").split(","))
+        raise _misshaped(url, scheme)
+    found = dict(_node(url, part, _PORTS[kind]) for part in address.removesuffix("/").split(","))
     if len(found) != address.count(",") + 1:
         raise ConfigError(f"cache URL {url!r} names a node twice")
-    return tuple(found), tuple(found.values())
+    if "+" not in scheme:
+        return tuple(found), tuple(found.values())
+    if set(found.values()) != {1}:
+        raise ConfigError(f"cache URL {url!r}: {scheme}:// takes no weights; Redis says who owns a key")
+    return tuple(found), (1,)
 
 
-def _node(url: str, text: str) -> tuple[str, int]:
+def _node(url: str, text: str, default: int) -> tuple[str, int]:
     found = _NODE.fullmatch(text)
-    port = int(found[2] or _DEFAULT_PORT) if found else 0
+    port = int(found[2] or default) if found else 0
     if not found or not 0 < port < 65536:
         raise ConfigError(
             f"cache URL {url!r}: {text!r} is not host:port or host:port*weight; an IPv6 address stands in brackets"
@@ -200,13 +274,22 @@ def _node(url: str, text: str) -> tuple[str, int]:
     return f"{found[1]}:{port}", int(found[3] or 1)
 
 
+def _plain(scheme: str) -> str:
+    return _SECURED.get(scheme, scheme)
+
+
+def _misshaped(url: str, scheme: str) -> ConfigError:
+    return ConfigError(f"cache URL {url!r}: expected {scheme}://{_FORMS[_plain(scheme)]}")
+
+
 def _option(url: str, scheme: str, name: str, text: str) -> Option:
     known = [*_OPTIONS[scheme], "namespace", "guard"]
     if name not in _OPTIONS[scheme]:
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        if name in _TLS and scheme == "memcached":
-            hint = "TLS is memcacheds://"
+        secured = [over_tls for over_tls, plain in _SECURED.items() if plain == scheme]
+        if name in _TLS and secured:
+            hint = f"TLS is {secured[0]}://"
         raise ConfigError(f"cache URL {url!r}: unknown option {name!r}; {hint}")
     try:
         return _OPTIONS[scheme][name](text)

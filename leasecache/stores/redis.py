@@ -1,109 +1,25 @@
 """Leases on one Redis server."""
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
+
+from redis.exceptions import ResponseError
 
 from leasecache.errors import ConfigError, LeasecacheError, NodeError, NodeTimeout, ProtocolError
-from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Token
 from leasecache.metrics import NodeStats
 from leasecache.stores import redis_leases as leases
 from leasecache.stores import redis_wire as wire
-from leasecache.stores.base import BatchReader, Outcome, Reader
 from leasecache.stores.pool import EPOCH, Connection, Pool
 from leasecache.stores.probe import Probe
-from leasecache.stores.redis_leases import Conversation, Exchange, Replies
-from leasecache.stores.redis_link import Access, Address, Link
+from leasecache.stores.redis_calls import RedisCalls, ShortWay
+from leasecache.stores.redis_leases import Exchange, Replies, Reply
+from leasecache.stores.redis_link import Access, Address, Link, ask_once, origin
+from leasecache.stores.redis_route import find_primary
 from leasecache.stores.redis_wire import Command, Unfit
 
-T = TypeVar("T")
 Locate = Callable[[], Address]
-
-
-class RedisCalls(ABC):
-    """What a store asks of a node, over whatever performs the exchanges."""
-
-    name: str
-    errors: NodeStats
-    scattered = False  # whether the keys may be on several servers
-
-    @abstractmethod
-    def exchange(self, request: Exchange) -> Replies | None:
-        """Send commands and return what was read, or None when no connection is old enough. Raises NodeError."""
-
-    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
-        """Return the value, or the lease to load it, or who has it. Raises NodeError."""
-        return self._hold(leases.lease_get(Ask(key, lease_for, refresh_ahead)))
-
-    def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Return an answer per ask, in order, with one round trip per 1,000 keys. Raises NodeError."""
-        return self._hold(leases.lease_get_many(asks))
-
-    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
-        """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
-
-        def read(keys: Sequence[bytes]) -> list[bytes | Answer]:
-            asks = [Ask(key, lease_for, refresh_ahead) for key in keys]
-            return self._hold(leases.read_many(asks, flags, scattered=self.scattered))
-
-        return read
-
-    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Outcome:
-        """Store under the lease, over a connection older than it. Raises NodeError."""
-        return self._hold(leases.lease_set(Fill(lease, flags, body, ttl)))
-
-    def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome]:
-        """Store under each lease. Raises NodeError."""
-        return self._hold(leases.lease_set_many(fills))
-
-    def release(self, lease: Lease) -> None:
-        """Give the lease back, so that the next reader wins at once. Raises NodeError."""
-        self._hold(leases.release(lease))
-
-    def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
-        """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does. Raises NodeError.
-
-        Of many who steal one token one gets a lease: the server compares the tokens.
-        """
-        return self._hold(leases.steal(key, token, lease_for))
-
-    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
-        """Void leases; drop the values or leave them stale for at most `stale_for` s.
-
-        Returns once the server has acknowledged every key. Raises NodeError when it has not; repeating is safe.
-        """
-        self._hold(leases.invalidate(keys, stale_for, scattered=self.scattered))
-
-    def look(self, key: bytes) -> Hit | None:
-        """Return the value without touching its lease; the answer does not tell whether it is stale.
-
-        Raises NodeError. Redis counts it as a use of the key.
-        """
-        return self._hold(leases.look(key))
-
-    def _hold(self, conversation: Conversation[T]) -> T:
-        """Perform the exchanges of a conversation; return what it comes to."""
-        replies: Replies | None = None
-        try:
-            request = next(conversation)
-            while True:
-                replies = self.exchange(request)
-                request = self._next(conversation, replies)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
-
-    def _next(self, conversation: Conversation[T], replies: Replies | None) -> Exchange:
-        try:
-            return conversation.send(replies)
-        except NodeError as error:  # a command was refused; the node is up
-            self.errors.count(error)
-            raise self.named(error) from error
-
-    def named(self, error: NodeError) -> NodeError:
-        """Return the error with the node's name."""
-        kind = NodeError if isinstance(error, Unfit) else type(error)
-        return kind(f"redis {self.name}: {error}")
 
 
 class RedisNode(RedisCalls):
@@ -116,17 +32,18 @@ class RedisNode(RedisCalls):
         *,
         pool: int = 64,
         locate: Locate | None = None,
-        cluster: bool = False,
+        cluster: NodeStats | None = None,
     ) -> None:
         """`name` is "host:port" or a socket's path; `pool` connections at most. Opens nothing.
 
-        `locate` tells the address each time a connection is opened, default the name's.
+        `locate` tells the address each time a connection is opened, default the name's. `cluster` are the figures of
+        the cluster that it is part of.
         """
         self.name = name
-        self.errors = NodeStats()
+        self.errors = cluster or NodeStats()
         self._access = access or Access()
         self._locate = locate or (lambda: address_of(name))
-        self._cluster = cluster
+        self._cluster = cluster is not None
         self._pool: Pool[Link] = Pool(self._connect, pool, patience=self._access.timeout)
         self._down = Probe(self.errors)
         self._fit = False  # whether a connection was ever made: then what refuses us now may pass
@@ -136,38 +53,36 @@ class RedisNode(RedisCalls):
         """The number of connections that are open, and of those among them that are idle."""
         return self._pool.size
 
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
-        """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
+    def short_way(self, refresh_ahead: float, flags: int) -> ShortWay:
+        """Return a GET over an idle connection that gives the value of a plain hit, and None when more is needed.
 
-        A plain hit is a GET; only when that brings something else the scripts are asked.
+        A plain hit has these client flags and is not near its expiry. Raises NodeError.
         """
         prefix, plain = wire.prefix_of(flags), wire.plain
         idle, release, down = self._pool.idle, self._pool.release, self._down
 
-        def read(key: bytes) -> bytes | Answer:
+        def get(key: bytes) -> bytes | None:
             if down.delay or not idle:
-                return self.lease_get(key, lease_for, refresh_ahead)
+                return None
             try:
                 connection = idle.pop()
             except IndexError:  # another thread was faster
-                return self.lease_get(key, lease_for, refresh_ahead)
+                return None
             try:
-                found = connection.wire.get(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key))
+                found = connection.wire.get(key)
             except NodeError as error:
                 self._broke(connection, error)
-                found = None
+                return None
             except BaseException:
                 self._pool.discard(connection)
                 raise
-            else:
-                release(connection)
-            body = plain(found, prefix, refresh_ahead, time.time() if refresh_ahead else 0)
-            return self.lease_get(key, lease_for, refresh_ahead) if body is None else body
+            release(connection)
+            return plain(found, prefix, refresh_ahead, time.time() if refresh_ahead else 0)
 
-        return read
+        return get
 
-    def exchange(self, request: Exchange) -> Replies | None:
-        """Send commands and return what was read, or None when no connection is old enough. Raises NodeError."""
+    def exchange(self, request: Exchange) -> Replies:
+        """Send commands and return what was read, None each when no connection is old enough. Raises NodeError."""
         if request.before is not None:
             return self._present(request.before, request.commands)
         self._down.check(f"redis {self.name}")
@@ -189,14 +104,14 @@ class RedisNode(RedisCalls):
         """Close idle connections; the node can be used again."""
         self._pool.close()
 
-    def _present(self, epoch: int, commands: Sequence[Command]) -> Replies | None:
-        """Send tokens of `epoch` over a connection that was there before them; None when none is left."""
+    def _present(self, epoch: int, commands: Sequence[Command]) -> Replies:
+        """Present tokens of `epoch` over a connection that was there before them; None each when none is left."""
         while (connection := self._pool.acquire_before(epoch)) is not None:
             try:
                 return self._over(connection, commands)
             except NodeError as error:
                 self._broke(connection, error)
-        return None
+        return [None] * len(commands)
 
     def _acquire(self) -> Connection[Link]:
         try:
@@ -218,7 +133,10 @@ class RedisNode(RedisCalls):
             self._pool.discard(connection)
             raise
         self._pool.release(connection)
-        return Replies(values, epoch, connection.epoch)
+        for value in values:
+            if isinstance(value, ResponseError) and wire.code(value) not in ("MOVED", "ASK", "WRONGTYPE"):
+                self.errors.count(NodeError(str(value)))
+        return [Reply(value, epoch, connection.epoch, self.name) for value in values]
 
     def _broke(self, connection: Connection[Link], error: NodeError) -> None:
         """Take note of a failed exchange; return if it may go better over another connection, else raise NodeError.
@@ -234,7 +152,7 @@ class RedisNode(RedisCalls):
             if connection.pooled:
                 return
         self._down.failed()
-        raise self.named(error) from error
+        raise self._named(error) from error
 
     def _connect(self) -> Connection[Link]:
         """Open a connection to a server that can hold leases. Raises NodeError, or ConfigError at the first attempt.
@@ -249,11 +167,47 @@ class RedisNode(RedisCalls):
                 link.close()
                 raise
         except Unfit as error:
-            raise self.named(error) if self._fit else ConfigError(f"redis {self.name}: {error}") from error
+            kind = NodeError if self._fit else ConfigError
+            raise kind(f"redis {self.name}: {error}") from error
         except NodeError as error:
-            raise self.named(error) from error
+            raise self._named(error) from origin(error)
         self._fit = True
         return Connection(link, link)
+
+    def _named(self, error: NodeError) -> NodeError:
+        return type(error)(f"redis {self.name}: {error}")
+
+
+class Sentinels:
+    """Knows where the primary of a service is, which may be elsewhere after a failover."""
+
+    def __init__(self, service: str, names: Sequence[str], access: Access) -> None:
+        """`names` are "host:port" of Sentinels; those that want a password get that of the service."""
+        self.name = f"{service}@{','.join(names)}"
+        self._service = service
+        self._names = list(names)
+        self._access = access
+
+    def locate(self) -> Address:
+        """Return the address of the primary. Raises NodeError."""
+        search = find_primary(self._service, self._names)
+        try:
+            name = next(search)
+            while True:
+                name = search.send(self._ask(name))
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+    def _ask(self, name: str) -> "tuple[str, int] | NodeError | None":
+        question = [wire.find_primary(self._service)]
+        try:
+            try:
+                [reply] = ask_once(address_of(name), self._access.anonymous(), question)
+            except Unfit:
+                [reply] = ask_once(address_of(name), replace(self._access, db=0), question)
+            return wire.read_primary(reply)
+        except NodeError as error:
+            return error
 
 
 def address_of(name: str) -> Address:

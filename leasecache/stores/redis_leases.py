@@ -5,9 +5,10 @@ keys may be on several nodes of a cluster: then each command names one key, or a
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from leasecache.errors import NodeError
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Refused, Token
 from leasecache.stores import redis_wire as wire
 from leasecache.stores.base import Outcome
@@ -27,39 +28,44 @@ class Exchange(NamedTuple):
     before: int | None = None
 
 
-class Replies(NamedTuple):
-    """What was read from each reply, or its ResponseError; the epochs of the exchange and of its connection."""
+class Reply(NamedTuple):
+    """What was read, or a ResponseError or NodeError; the epochs of the exchange and of its connection; who replied."""
 
-    values: Sequence[Any]
+    value: Any
     epoch: int
     born: int
+    node: str
 
 
-Conversation = Generator[Exchange, "Replies | None", T]  # None: every connection from before is gone
+Replies = Sequence[Reply | None]  # None: every connection from before is gone
+Conversation = Generator[Exchange, Replies, T]
 
 
 def lease_get(ask: Ask) -> Conversation[Answer]:
     """Return the value, or the lease to load it, or who has it."""
     [answer] = yield from lease_get_many([ask])
+    if isinstance(answer, NodeError):
+        raise answer
     return answer
 
 
-def lease_get_many(asks: Sequence[Ask]) -> Conversation[list[Answer]]:
-    """Return an answer per ask, in order."""
-    answers: list[Answer] = []
+def lease_get_many(asks: Sequence[Ask]) -> Conversation[list[Answer | NodeError]]:
+    """Return an answer per ask, in order, or why there is none."""
+    answers: list[Answer | NodeError] = []
     for chunk in _chunks(asks):
         tokens = [_number() for _ in chunk]
         replies = yield Exchange([wire.lease_get(ask, token) for ask, token in zip(chunk, tokens, strict=True)])
-        answers += _answers(chunk, tokens, _given(replies))
+        answers += [_answer(*each) for each in zip(chunk, replies, tokens, strict=True)]
     return answers
 
 
-def read_many(asks: Sequence[Ask], flags: int, *, scattered: bool) -> Conversation[list[bytes | Answer]]:
+def read_many(asks: Sequence[Ask], flags: int, *, scattered: bool) -> Conversation[list[bytes | Answer | NodeError]]:
     """Return the value of each plain hit with these client flags, of everything else the answer to its lease-get."""
     prefix, found = wire.prefix_of(flags), []
     for chunk in _chunks(asks):
-        replies = yield Exchange([wire.get_many(keys) for keys in _groups([ask.key for ask in chunk], scattered)])
-        now, values = time.time(), wire.joined(_given(replies).values)
+        groups = _groups([ask.key for ask in chunk], scattered)
+        replies = yield Exchange([wire.get_many(keys) for keys in groups])
+        now, values = time.time(), [value for each in zip(replies, groups, strict=True) for value in _spread(*each)]
         found += [wire.plain(value, prefix, ask.refresh_ahead, now) for value, ask in zip(values, chunk, strict=True)]
     others = iter((yield from lease_get_many([ask for ask, body in zip(asks, found, strict=True) if body is None])))
     return [next(others) if body is None else body for body in found]
@@ -73,44 +79,43 @@ def lease_set(fill: Fill) -> Conversation[Outcome]:
     if not _fits(fill):
         yield from release(fill.lease)
         return Refused(f"larger than the {wire.LARGEST} bytes that a value in Redis can have")
-    replies = yield Exchange([wire.lease_set(fill, token, _number())], token.epoch)
-    if replies is None:
+    [reply] = yield Exchange([wire.lease_set(fill, token, _number())], token.epoch)
+    if reply is None:
         return Refused("every connection from before the lease is gone, the server may have restarted")
-    return wire.outcome(replies.values[0])
+    outcome = _outcome(reply)
+    if isinstance(outcome, NodeError):
+        raise outcome
+    return outcome
 
 
-def lease_set_many(fills: Sequence[Fill]) -> Conversation[list[Outcome]]:
+def lease_set_many(fills: Sequence[Fill]) -> Conversation[list[Outcome | NodeError]]:
     """Store under each lease, together over a connection older than all of them while there is one."""
-    outcomes: list[Outcome] = []
+    outcomes: list[Outcome | NodeError] = []
     for chunk in _chunks(fills):
         held = [fill.lease.token for fill in chunk if fill.lease.token is not None and _fits(fill)]
-        replies = None
+        replies: Replies = [None] * len(chunk)
         if len(held) == len(chunk):
             commands = [wire.lease_set(fill, token, _number()) for fill, token in zip(chunk, held, strict=True)]
             replies = yield Exchange(commands, min(token.epoch for token in held))
-        if replies is not None:
-            outcomes += [wire.outcome(value) for value in replies.values]
-            continue
-        for fill in chunk:
-            outcomes.append((yield from lease_set(fill)))
+        for fill, reply in zip(chunk, replies, strict=True):
+            outcomes.append(_outcome(reply) if reply is not None else (yield from lease_set(fill)))
     return outcomes
 
 
 def release(lease: Lease) -> Conversation[None]:
     """Give the lease back, so that the next reader wins at once; a fresh value is refreshed by its expiry."""
     if lease.token is not None and not lease.fresh:
-        replies = yield Exchange([wire.release(lease, lease.token)], lease.token.epoch)
-        if replies is not None:
-            wire.done(replies.values)
+        _done((yield Exchange([wire.release(lease, lease.token)], lease.token.epoch)))
 
 
 def steal(key: bytes, held: Token, lease_for: float) -> Conversation[Answer]:
     """Void the lease that the token names, unless it is gone already, and answer as a lease-get then does."""
     ask, token = Ask(key, lease_for), _number()
-    replies = yield Exchange([wire.steal(ask, held, token)], held.epoch)
-    if replies is None:
-        return (yield from lease_get(ask))
-    return _answers([ask], [token], replies)[0]
+    [reply] = yield Exchange([wire.steal(ask, held, token)], held.epoch)
+    answer = (yield from lease_get(ask)) if reply is None else _answer(ask, reply, token)
+    if isinstance(answer, NodeError):
+        raise answer
+    return answer
 
 
 def invalidate(keys: Sequence[bytes], stale_for: float, *, scattered: bool) -> Conversation[None]:
@@ -124,33 +129,57 @@ def invalidate(keys: Sequence[bytes], stale_for: float, *, scattered: bool) -> C
         for group in _groups(chunk, scattered):
             commands.append(wire.delete([wire.lease_key(key) for key in group]))
             commands.append(wire.mark_stale(group, int(stale_for)) if stale_for >= 1 else wire.delete(group))
-        replies = yield Exchange(commands)
-        wire.done(_given(replies).values)
+        _done((yield Exchange(commands)))
 
 
 def look(key: bytes) -> Conversation[Hit | None]:
     """Return the value without touching its lease; Redis counts it as a use."""
-    replies = yield Exchange([wire.get(key), wire.time_left(key)])
-    value, left = _given(replies).values
-    return wire.seen(value, left)
+    value, left = yield Exchange([wire.get(key), wire.time_left(key)])
+    seen = _read(wire.seen, value, left)
+    if isinstance(seen, NodeError):
+        raise seen
+    return seen
 
 
 def figures() -> Conversation[dict[str, Any]]:
     """Return the server's own figures."""
-    replies = yield Exchange([wire.figures()])
-    wire.done(_given(replies).values)
-    found: dict[str, Any] = _given(replies).values[0]
-    return found
+    [found] = _done((yield Exchange([wire.figures()])))
+    return dict(found)
 
 
-def _answers(asks: Sequence[Ask], tokens: Sequence[bytes], replies: Replies) -> list[Answer]:
-    values, epoch, born = replies
-    return [wire.answer(*each, epoch, born) for each in zip(asks, values, tokens, strict=True)]
+def _answer(ask: Ask, reply: Reply | None, token: bytes) -> Answer | NodeError:
+    assert reply is not None  # only what names an epoch may find no connection
+    return _read(lambda value: wire.answer(ask, value, token, reply.epoch, reply.born), reply)
 
 
-def _given(replies: Replies | None) -> Replies:
-    assert replies is not None  # None answers only an exchange that names an epoch
-    return replies
+def _outcome(reply: Reply) -> Outcome | NodeError:
+    return _read(wire.outcome, reply)
+
+
+def _read(read: Callable[..., T], *replies: Reply | None) -> T | NodeError:
+    """Return what the replies come to, or why they do not, with the name of who said so."""
+    given = [reply for reply in replies if reply is not None]
+    for reply in given:
+        if isinstance(reply.value, NodeError):
+            return reply.value
+    try:
+        return read(*(reply.value for reply in given))
+    except NodeError as error:
+        return type(error)(f"redis {given[0].node}: {error}")
+
+
+def _done(replies: Replies) -> list[Any]:
+    """Return the values. Raises NodeError when a command was refused."""
+    values = [_read(wire.done, reply) for reply in replies if reply is not None]
+    for value in values:
+        if isinstance(value, NodeError):
+            raise value
+    return values
+
+
+def _spread(reply: Reply | None, keys: Sequence[bytes]) -> Sequence[Any]:
+    """Return the values that one reply has for these keys; what was refused is asked again, key by key."""
+    return reply.value if reply is not None and type(reply.value) is list else [None] * len(keys)
 
 
 def _fits(fill: Fill) -> bool:

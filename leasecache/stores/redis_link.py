@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redis import exceptions
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
-from leasecache.stores.redis_wire import Command, Unfit, pack
+from leasecache.stores.dial import Tls
+from leasecache.stores.redis_wire import Command, Unfit, code, pack
 
 Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
 
@@ -26,17 +27,19 @@ class Access:
     db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    tls: bool = False
-    ssl_ca_certs: str | None = None  # path; None = the system's authorities
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
+    tls: Tls | None = None
+
+    def anonymous(self) -> "Access":
+        """Return the same without user, password and database: what a Sentinel takes."""
+        return replace(self, username=None, password=None, db=0)
 
     def arguments(self) -> dict[str, Any]:
         """Return redis-py's keyword arguments of a connection; the older protocol has all that leases need."""
         given: dict[str, Any] = {"db": self.db, "username": self.username, "password": self.password, "protocol": 2}
         given |= {"socket_timeout": self.timeout, "socket_connect_timeout": self.connect_timeout}
-        if self.tls:
-            given |= {name: getattr(self, name) for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")}
+        if self.tls is not None:
+            files = {"ssl_ca_certs": self.tls.ca, "ssl_certfile": self.tls.cert, "ssl_keyfile": self.tls.key}
+            given |= {"ssl_check_hostname": True, **files}  # True is not the default of every redis-py
         return given
 
 
@@ -141,13 +144,13 @@ class Link:
         """Send commands; return the replies, or their ResponseErrors. Raises NodeError."""
         return self._talk(b"".join([pack(parts) for parts in commands]), len(commands))
 
-    def get(self, request: bytes) -> Any:
-        """Send one packed command; return its reply, or None in place of a ResponseError. Raises NodeError."""
+    def get(self, key: bytes) -> Any:
+        """Return the reply to a GET, or None in place of a ResponseError. Raises NodeError."""
         connection = self._connection
         try:
             if connection.can_read(0):
                 raise ProtocolError("bytes after the last expected reply")
-            connection.send_packed_command([request], check_health=False)
+            connection.send_packed_command([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key)], check_health=False)
             return connection.read_response(disable_decoding=True)
         except exceptions.ResponseError:
             return None
@@ -187,7 +190,16 @@ def _unconnected(address: Address, access: Access) -> Any:
     arguments = access.arguments()
     if isinstance(address, str):
         return _UNIX(path=address, **arguments)
-    return (_TLS if access.tls else _TCP)(host=address[0], port=address[1], **arguments)
+    return (_TCP if access.tls is None else _TLS)(host=address[0], port=address[1], **arguments)
+
+
+def ask_once(address: Address, access: Access, commands: Sequence[Sequence[bytes]]) -> list[Any]:
+    """Return the replies to commands over a connection of their own. Raises NodeError."""
+    link = Link(address, access)
+    try:
+        return link.ask(commands)
+    finally:
+        link.close()
 
 
 def read(commands: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
@@ -196,7 +208,7 @@ def read(commands: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
     A server that has become a replica, or starts, is of no use to any command: the connection has to go.
     """
     for reply in replies:
-        if isinstance(reply, exceptions.ReadOnlyError | exceptions.MasterDownError):
+        if isinstance(reply, exceptions.ResponseError) and code(reply) in ("READONLY", "MASTERDOWN"):
             raise NodeError(f"refused: {reply}")
     return [
         reply if isinstance(reply, exceptions.ResponseError) else command.read(reply)
@@ -215,3 +227,11 @@ def failure(error: Exception) -> NodeError:
     if isinstance(error, exceptions.ConnectionError | OSError):
         return NodeError(f"{error or type(error).__name__}")
     return ProtocolError(f"unexpected answer: {error or type(error).__name__}")
+
+
+def origin(error: BaseException) -> BaseException:
+    """Return the socket's own error behind an error, which redis-py hides; the error itself when there is none."""
+    seen: BaseException | None = error
+    while seen is not None and not (isinstance(seen, OSError) and seen.errno):
+        seen = seen.__cause__ or seen.__context__
+    return seen or error

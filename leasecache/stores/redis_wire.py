@@ -1,9 +1,10 @@
 """Leases in Redis without I/O: commands as bytes, replies as answers; `redis_scripts.py` tells the layout."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import ResponseError
 
 from leasecache.errors import NodeError, ProtocolError
@@ -56,6 +57,7 @@ def pack(parts: Sequence[bytes]) -> bytes:
     return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
 
 
+SLOTS = ((b"CLUSTER", b"SLOTS"),)
 GREETING = ((b"HELLO", b"2"), *((b"SCRIPT", b"LOAD", script.text) for script in SCRIPTS))
 
 
@@ -94,6 +96,11 @@ def get_many(keys: Sequence[bytes]) -> Command:
 def time_left(key: bytes) -> Command:
     """Ask how long a value has to live: ms, −1 = for ever, −2 = it is gone."""
     return Command(key, (b"PTTL", key), _integer)
+
+
+def asking() -> Command:
+    """Say that the next command was sent on from the node that gives its slot away."""
+    return Command(b"", (b"ASKING",), done)
 
 
 def figures() -> Command:
@@ -138,7 +145,7 @@ def answer(ask: Ask, found: "Found | ResponseError", token: bytes, epoch: int, b
     """Turn the reply to a lease-get into what its caller may do. Raises NodeError on an error reply."""
     key = ask.key
     if isinstance(found, ResponseError):
-        if out_of_memory(found) or str(found).startswith("WRONGTYPE"):  # no room for the lease, or not ours
+        if code(found) in ("OOM", "WRONGTYPE"):  # no room for the lease, or not ours
             return Lease(key, None)
         raise refused(found)
     decision, left = found.decision, found.left
@@ -162,30 +169,22 @@ def outcome(found: "Stored | Refused | ResponseError") -> Stored | Refused:
     """Turn the reply to a lease-set into its outcome. Raises NodeError on an error reply."""
     if not isinstance(found, ResponseError):
         return found
-    if out_of_memory(found):  # the lease has gone: the next reader wins
+    if code(found) == "OOM":  # the lease has gone: the next reader wins
         return Refused(f"the server is out of memory: {found}")
     raise refused(found)
 
 
-def done(replies: Iterable[Any]) -> None:
-    """Check that no command was refused. Raises NodeError."""
-    for reply in replies:
-        if isinstance(reply, ResponseError):
-            raise refused(reply)
-
-
-def joined(replies: Iterable[Any]) -> Iterator[bytes | None]:
-    """Return the values that several `get_many` have read, in order. Raises NodeError when one was refused."""
-    for reply in replies:
-        if isinstance(reply, ResponseError):
-            raise refused(reply)
-        yield from reply
+def done(value: Any) -> Any:
+    """Return what a command has brought. Raises NodeError when it was refused."""
+    if isinstance(value, ResponseError):
+        raise refused(value)
+    return value
 
 
 def seen(value: "bytes | ResponseError | None", left: "int | ResponseError") -> Hit | None:
     """Turn the replies to GET and PTTL into a value, None when there is none of ours. Raises NodeError."""
     for reply in (value, left):
-        if isinstance(reply, ResponseError) and not str(reply).startswith("WRONGTYPE"):
+        if isinstance(reply, ResponseError) and code(reply) != "WRONGTYPE":
             raise refused(reply)
     if not isinstance(value, bytes) or not isinstance(left, int) or left == -2 or not _ours(value):
         return None
@@ -193,9 +192,29 @@ def seen(value: "bytes | ResponseError | None", left: "int | ResponseError") -> 
     return Hit(value[HEADER.size :], flags, _seconds(left))
 
 
-def out_of_memory(error: ResponseError) -> bool:
-    """Tell whether the server had no room. redis-py has a class for it, but strips the code from its text."""
-    return type(error).__name__ == "OutOfMemoryError"
+_CODES = {"OutOfMemoryError": "OOM", "NoScriptError": "NOSCRIPT", "ReadOnlyError": "READONLY", "MovedError": "MOVED"}
+_CODES |= {"AskError": "ASK", "MasterDownError": "MASTERDOWN"}
+
+
+def code(error: ResponseError) -> str:
+    """Return the word that an error reply begins with. redis-py strips it where it has a class for the error."""
+    return _CODES.get(type(error).__name__) or str(error).partition(" ")[0]
+
+
+def redirection(error: ResponseError, node: str) -> tuple[int, str]:
+    """Return the slot and the name of its node that MOVED or ASK told; `node` said so, an empty host is its own."""
+    words = str(error).split(" ")
+    slot, (host, _, port) = words[-2:][0], words[-1].rpartition(":")
+    if not slot.isdecimal() or not port.isdecimal():
+        raise ProtocolError(f"unexpected redirection {error!s:.80}")
+    return int(slot), node_name(host, int(port), node)
+
+
+def node_name(host: str, port: int, told_by: str) -> str:
+    """Return "host:port"; an empty host is that of the node that has told."""
+    if not host or host == "?":
+        host = told_by.rpartition(":")[0].strip("[]")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def refused(error: ResponseError) -> NodeError:
@@ -224,6 +243,26 @@ def check_greeting(replies: Sequence[Any], *, cluster: bool) -> None:
     for reply in loaded:
         if isinstance(reply, ResponseError):
             raise Unfit(f"it refuses scripts: {reply}; leases need SCRIPT LOAD, EVALSHA and EVAL: allow them")
+
+
+def read_slots(reply: Any) -> list[tuple[int, int, str, int]]:
+    """Read the reply to CLUSTER SLOTS: first and last slot, host and port of the primary. Raises NodeError."""
+    return [_range(each) for each in _list(done(reply))]
+
+
+def find_primary(service: str) -> tuple[bytes, ...]:
+    """Ask a Sentinel where the primary of a service is."""
+    return (b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", service.encode())
+
+
+def read_primary(reply: Any) -> tuple[str, int] | None:
+    """Read host and port of a primary, None when the Sentinel does not know the service. Raises NodeError."""
+    if done(reply) is None:
+        return None
+    host, port = _list(reply, 2)
+    if not _bytes(port).isdigit():
+        raise _unexpected(reply)
+    return _bytes(host).decode(errors="replace"), int(port)
 
 
 def read_figures(reply: Any) -> dict[str, Any]:
@@ -285,6 +324,14 @@ def _outcome(reply: Any) -> Stored | Refused:
     if _integer(reply) not in _OUTCOMES:
         raise _unexpected(reply)
     return _OUTCOMES[reply]
+
+
+def _range(reply: Any) -> tuple[int, int, str, int]:
+    first, last, primary = [*_list(reply), None, None, None][:3]
+    host, port = [*_list(primary), None, None][:2]
+    if not 0 <= _integer(first) <= _integer(last) < REDIS_CLUSTER_HASH_SLOTS:
+        raise _unexpected(reply)
+    return first, last, (_optional_bytes(host) or b"").decode(errors="replace"), _integer(port)
 
 
 def _integer(reply: Any) -> int:

@@ -1,0 +1,100 @@
+"""Leases on a Redis cluster: each command goes to the primary that owns its key's slot."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from leasecache.errors import NodeError
+from leasecache.metrics import NodeStats
+from leasecache.stores import redis_wire as wire
+from leasecache.stores.redis import RedisNode, address_of
+from leasecache.stores.redis_calls import RedisCalls, ShortWay
+from leasecache.stores.redis_leases import Exchange, Replies
+from leasecache.stores.redis_link import Access, ask_once
+from leasecache.stores.redis_route import Hop, Slots, Survey, route
+
+
+class RedisCluster(RedisCalls):
+    """A Redis cluster. To routing and to the daemon it is one node."""
+
+    scattered = True
+
+    def __init__(self, seeds: Sequence[str], access: Access | None = None, *, pool: int = 64) -> None:
+        """`seeds` are the names, "host:port", of some of its nodes; `pool` connections to each. Opens nothing."""
+        self.name = ",".join(seeds)
+        self.errors = NodeStats()
+        self._access = access or Access()
+        self._limit = pool
+        self._slots = Slots(seeds)
+        self._primaries = self._slots.primaries
+        self._nodes: dict[str, RedisNode] = {}
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """The number of connections that are open, and of those among them that are idle."""
+        sizes = [node.connections for node in list(self._nodes.values())]
+        return sum(size[0] for size in sizes), sum(size[1] for size in sizes)
+
+    def short_way(self, refresh_ahead: float, flags: int) -> ShortWay:
+        """Return a look at a key that gives the value of a plain hit, and None when a lease-get is needed."""
+        ways: dict[RedisNode, ShortWay] = {}
+        owner, nodes = self._slots.owner, self._nodes
+
+        def get(key: bytes) -> bytes | None:
+            node = nodes.get(owner(key) or "")
+            if node is None:
+                return None
+            way = ways.get(node)
+            if way is None:
+                way = ways[node] = node.short_way(refresh_ahead, flags)
+            try:
+                return way(key)
+            except NodeError:  # the slot may have another owner by now
+                return None
+
+        return get
+
+    def exchange(self, request: Exchange) -> Replies:
+        """Send each command to the owner of its key. What no node has done is answered with a NodeError."""
+        journey = route(request, self._slots)
+        try:
+            hop = next(journey)
+            while True:
+                hop = journey.send(self._perform(hop))
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        finally:
+            self._retire()
+
+    def stats(self) -> dict[str, Any]:
+        """Return the figures of each primary by its name (Redis documentation, "INFO")."""
+        self.exchange(Exchange([]))
+        return {name: self._node(name).stats() for name in sorted(self._slots.primaries)}
+
+    def close(self) -> None:
+        """Close idle connections; the cluster can be used again."""
+        for node in list(self._nodes.values()):
+            node.close()
+
+    def _perform(self, hop: Hop | Survey) -> Any:
+        try:
+            if isinstance(hop, Hop):
+                return self._node(hop.node).exchange(hop.exchange)
+            return wire.read_slots(ask_once(address_of(hop.node), self._access, wire.SLOTS)[0])
+        except NodeError as error:
+            return error
+
+    def _node(self, name: str) -> RedisNode:
+        node = self._nodes.get(name)
+        if node is None:
+            node = RedisNode(name, self._access, pool=self._limit, cluster=self.errors)
+        return self._nodes.setdefault(name, node)
+
+    def _retire(self) -> None:
+        """Close the connections to what is no longer a primary: back in office, it may have missed invalidations."""
+        if self._primaries is self._slots.primaries:
+            return
+        self._primaries = self._slots.primaries
+        for name in set(self._nodes) - self._primaries:
+            node = self._nodes.pop(name, None)
+            if node is not None:
+                node.close()
