@@ -1,0 +1,195 @@
+"""Races about stale values: their window, the one who refreshes them, and whoever only looks."""
+
+import threading
+
+import pytest
+
+from leasecache import Cache
+from leasecache.lab import MemcachedServer, TcpProxy, wait_until
+from leasecache.lease import Lease, Refused, Stale, Stored, Wait
+from leasecache.stores import meta
+from leasecache.stores.memcached import MemcachedNode
+from tests.fix_races import FLAGS, KEY, cas, raw, won
+
+
+def filled(node: MemcachedNode, ttl: float = 60) -> None:
+    """Store a value."""
+    assert node.lease_set(won(node), FLAGS, b"value", ttl) == Stored()
+
+
+def window(server: MemcachedServer) -> int:
+    """Return the s that the item has left."""
+    seen = meta.debug(raw(server, b"me race\r\n").removesuffix(b"\r\n"))
+    assert seen is not None
+    return seen[0]
+
+
+def test_late_old_winner_leaves_the_rightful_one_its_lease(each_node: MemcachedNode) -> None:
+    """A refused store changes nothing; guard: no I beside C, with which the late value would be stored as stale."""
+    filled(each_node)
+    each_node.invalidate([KEY], 30)
+    late = won(each_node)
+    each_node.invalidate([KEY], 30)
+    rightful = won(each_node)
+    assert isinstance(each_node.lease_set(late, FLAGS, b"late", 60), Refused)
+    answer = each_node.lease_get(KEY, 10)
+    assert isinstance(answer, Stale)
+    assert answer.value == b"value"
+    assert each_node.lease_set(rightful, FLAGS, b"new", 60) == Stored()
+
+
+def test_a_server_would_let_a_late_winner_in_as_stale(counting_memcached: MemcachedServer) -> None:
+    """Why no store of ours has I: a lower CAS is stored as stale then, and the rightful winner is shut out."""
+    raw(counting_memcached, b"ms race 1 T60 F1\r\na\r\nms race 1 T60 F1\r\nb\r\nmd race I T30\r\n")
+    answer = raw(counting_memcached, b"mg race c v N10\r\n")
+    assert answer == b"VA 1 c3 X W\r\nb\r\n"
+    assert raw(counting_memcached, b"ms race 1 C1 I T60 F1\r\na\r\n") == b"HD\r\n"
+    assert raw(counting_memcached, b"ms race 1 C3 T60 F1\r\nc\r\n") == b"EX\r\n"
+
+
+def test_second_invalidation_does_not_begin_the_window_anew(
+    each_memcached: MemcachedServer, each_node: MemcachedNode
+) -> None:
+    """The window counts from the first invalidation; guard: `me` first, and the minimum."""
+    filled(each_node)
+    each_node.invalidate([KEY], 20)
+    wait_until(lambda: window(each_memcached) < 20, 5, "a second to pass")
+    each_node.invalidate([KEY], 20)
+    assert window(each_memcached) < 20
+
+
+def test_invalidation_does_not_lengthen_what_a_value_had_left(
+    each_memcached: MemcachedServer, each_node: MemcachedNode
+) -> None:
+    """A value that would have gone in 5 s is not stale for longer than that; guard: the minimum with what is left."""
+    filled(each_node, ttl=5)
+    each_node.invalidate([KEY], 300)
+    assert window(each_memcached) <= 5
+
+
+def test_looking_does_not_take_the_win(each_memcached: MemcachedServer, each_node: MemcachedNode) -> None:
+    """peek leaves the refresh of a stale value to a reader; guard: it asks by `me` and gets.
+
+    The raw mg at the end shows that any mg takes the win, even one without N.
+    """
+    loads: list[int] = []
+    with Cache.from_url(each_memcached.url, background=None) as cache:
+
+        @cache.cached("{n}", ttl=60, stale_for=30)
+        def number(n: int) -> int:
+            loads.append(n)
+            return n
+
+        number(1)
+        number.invalidate(1)
+        seen = number.peek(1)
+        assert seen is not None
+        assert seen.state == "stale"
+        assert number.lookup(1).state == "stale"
+        assert loads == [1, 1]
+        assert number.lookup(1).state == "fresh"
+        number.invalidate(1)
+        assert raw(each_memcached, b"mg 1 t\r\n").endswith(b" W\r\n")
+        assert number.lookup(1).state == "stale"
+        assert loads == [1, 1]
+
+
+def test_lease_whose_answer_was_lost_is_not_won_again_by_the_same_process(
+    counting_memcached: MemcachedServer,
+) -> None:
+    """A lease-get that is executed and not answered is a lost lease: nobody stores under it, and it can be stolen."""
+    with TcpProxy(counting_memcached.port) as proxy:
+        node = MemcachedNode(proxy.address, timeout=0.3)
+        node.lease_get(b"other", 10)
+        proxy.drop("replies")
+        with pytest.raises(ConnectionError):
+            node.lease_get(KEY, 10)
+        proxy.flow()
+        answer = wait_until(lambda: _answer(node), 10, "the node to be used again")
+        assert isinstance(answer, Wait)
+        assert answer.token is not None
+        thief = node.steal(KEY, answer.token, 10)
+        assert isinstance(thief, Lease)
+        assert node.lease_set(thief, FLAGS, b"value", 60) == Stored()
+        node.close()
+
+
+def _answer(node: MemcachedNode) -> object:
+    try:
+        return node.lease_get(KEY, 10)
+    except ConnectionError:
+        return None
+
+
+def test_dead_holder_of_a_stub_is_forgotten_after_lease_for(each_node: MemcachedNode) -> None:
+    """A stub runs out lease_for after it was won, however often it is asked for; the late holder is refused."""
+    dead = won(each_node, lease_for=1)
+    heir = wait_until(lambda: _lease(each_node), 10, "the stub to run out")
+    assert isinstance(each_node.lease_set(dead, FLAGS, b"late", 60), Refused)
+    assert each_node.lease_set(heir, FLAGS, b"value", 60) == Stored()
+
+
+def _lease(node: MemcachedNode) -> Lease | None:
+    answer = node.lease_get(KEY, 1)
+    return answer if isinstance(answer, Lease) else None
+
+
+def test_dead_refresher_of_a_stale_value_keeps_it_until_it_is_robbed(
+    each_memcached: MemcachedServer, each_node: MemcachedNode
+) -> None:
+    """A stale item has no clock that ends its lease; guard: steal, which leaves the window and shuts the dead out."""
+    filled(each_node)
+    each_node.invalidate([KEY], 30)
+    dead = won(each_node, lease_for=1)
+    wait_until(lambda: window(each_memcached) < 29, 10, "the lease to be over")
+    loser = each_node.lease_get(KEY, 1)
+    assert isinstance(loser, Stale)
+    assert loser.token is not None
+    before = window(each_memcached)
+    thief = each_node.steal(KEY, loser.token, 1)
+    assert isinstance(thief, Lease)
+    assert cas(thief) != cas(dead)
+    assert window(each_memcached) <= before
+    assert isinstance(each_node.lease_set(dead, FLAGS, b"late", 60), Refused)
+    assert each_node.lease_set(thief, FLAGS, b"value", 60) == Stored()
+
+
+def test_robbed_holder_that_ends_late_stores_nothing(memcached: MemcachedServer) -> None:
+    """A loader slower than its lease gives its caller the value, uncached; what the thief stored stays.
+
+    Guard: steal changes the item's number, so that the holder's token is void.
+    """
+    began, go_on = threading.Event(), threading.Event()
+    versions = iter(["old", "new"])
+    with Cache.from_url(memcached.url) as slow, Cache.from_url(memcached.url) as thief:
+
+        def load(n: int) -> str:
+            version = next(versions)
+            if version == "old":
+                began.set()
+                assert go_on.wait(20)
+            return version
+
+        load.__annotations__ = {"n": int, "return": str}
+        options = {"ttl": 60, "lease_for": 1, "wait_for": 10}
+        get_slowly = slow.cached("{n}", **options)(load)  # type: ignore[arg-type]
+        get = thief.cached("{n}", **options)(load)  # type: ignore[arg-type]
+        entries = []
+        holder = threading.Thread(target=lambda: entries.append(get_slowly.lookup(1)))
+        holder.start()
+        assert began.wait(10)
+        assert get.lookup(1).value == "new"
+        go_on.set()
+        holder.join()
+        assert [(entry.value, entry.state) for entry in entries] == [("old", "uncached")]
+        assert get.lookup(1).value == "new"
+
+
+def test_soft_invalidation_of_a_stub_voids_its_lease(each_node: MemcachedNode) -> None:
+    """What is being loaded while the key has no value is refused after a soft invalidation, and can be won anew."""
+    lease = won(each_node)
+    each_node.invalidate([KEY], 30)
+    assert isinstance(each_node.lease_set(lease, FLAGS, b"old", 60), Refused)
+    again = won(each_node)
+    assert again.value is None
+    assert each_node.lease_set(again, FLAGS, b"new", 60) == Stored()
