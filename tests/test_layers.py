@@ -63,7 +63,10 @@ THIRD_PARTY: dict[str, list[str]] = {
     "rich": ["cli", "commands", "commands.*", "lab.demo*"],
     "pytest": ["testing"],
 }
-TYPES_ONLY = {"psycopg": ["invalidation.catalog", "invalidation.ddl"]}  # under TYPE_CHECKING
+TYPES_ONLY = {  # under TYPE_CHECKING
+    "psycopg": ["invalidation.catalog", "invalidation.ddl"],
+    "typing_extensions": ["cache", "acache"],
+}
 IMPURE = {"socket", "select", "ssl", "asyncio", "time", "threading", "random", "secrets", "logging", "subprocess"}
 
 
