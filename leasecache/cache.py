@@ -1,7 +1,7 @@
 """The synchronous cache: what an application imports."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from leasecache.background import INLINE, Background, Executor
 from leasecache.calls import CachedCore
@@ -12,10 +12,13 @@ from leasecache.keys import check_key
 from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.many import CachedManyCore
 from leasecache.metrics import Stats, snapshot
-from leasecache.policy import Policy
+from leasecache.policy import Policy, PolicyFields
 from leasecache.registry import Registry, check_lease, check_value, chosen
 from leasecache.rules import Row
 from leasecache.surface import CachedFunction, CachedManyFunction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,7 +73,7 @@ class Cache(Registry[Driver]):
         policy: Policy | None = None,
         depends_on: Row | Sequence[Row] | None = None,
         ignore: Sequence[str] = (),
-        **fields: Any,
+        **fields: "Unpack[PolicyFields]",
     ) -> Callable[[Callable[P, R]], CachedFunction[P, R]]:
         """Cache a function under keys of `template`; keyword arguments are the fields of `Policy`, or give `policy`.
 
@@ -91,7 +94,7 @@ class Cache(Registry[Driver]):
         policy: Policy | None = None,
         depends_on: Row | Sequence[Row] | None = None,
         ignore: Sequence[str] = (),
-        **fields: Any,
+        **fields: "Unpack[PolicyFields]",
     ) -> Callable[[Callable[P, Mapping[K, V]]], CachedManyFunction[P, K, V]]:
         """Cache a function that takes a batch and returns {argument: value}; `template` has one field, its element.
 

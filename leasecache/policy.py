@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypedDict, get_args
 
 from leasecache.errors import DefinitionError
 
 LEASE_MOST = 30 * 86400  # s; memcached takes more for a date, by its own clock
-ON_WAIT_TIMEOUT = ("load", "stale", "raise")
+OnWaitTimeout = Literal["load", "stale", "raise"]
+CodecName = Literal["json", "pickle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +20,10 @@ class Policy:
     lease_for: float = 10  # s a winner has to load and store
     refresh_ahead: float = 0  # s before expiry at which one caller refreshes in the background, 0 = never
     wait_for: float = 2  # s a loser waits for the winner
-    on_wait_timeout: str = "load"  # load | stale | raise
+    on_wait_timeout: OnWaitTimeout = "load"  # what a loser does then
     negative_ttl: float | None = None  # s for None, default ttl
     jitter: float = 0.1  # fraction of ttl taken off at random, so that a batch does not expire at once
-    codec: str | None = None  # json | pickle, default by the return annotation
+    codec: CodecName | None = None  # default by the return annotation
     compress_over: int | None = None  # bytes of an encoded value above which zlib is tried
     version: int = 0  # raise it when the meaning of a value changes but its type does not
 
@@ -34,7 +36,7 @@ class Policy:
             self._require(name, _at_least(getattr(self, name), 0), "0 or more s")
         ahead_most = min(self.ttl, LEASE_MOST)
         self._require("refresh_ahead", self.refresh_ahead < ahead_most, f"less than ttl and than {LEASE_MOST} s")
-        self._require("on_wait_timeout", self.on_wait_timeout in ON_WAIT_TIMEOUT, "'load', 'stale' or 'raise'")
+        self._require("on_wait_timeout", self.on_wait_timeout in get_args(OnWaitTimeout), "'load', 'stale' or 'raise'")
         self._require("negative_ttl", self.negative_ttl is None or _at_least(self.negative_ttl, 1), "at least 1 s")
         self._require("jitter", _at_least(self.jitter, 0) and self.jitter < 1, "from 0 to below 1")
         self._require(
@@ -49,6 +51,22 @@ class Policy:
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise DefinitionError(f"{name}={getattr(self, name)!r} must be {expected}")
+
+
+class PolicyFields(TypedDict, total=False):
+    """The fields of `Policy`, as type checkers see the keyword arguments of `cached`."""
+
+    ttl: float
+    stale_for: float
+    lease_for: float
+    refresh_ahead: float
+    wait_for: float
+    on_wait_timeout: OnWaitTimeout
+    negative_ttl: float | None
+    jitter: float
+    codec: CodecName | None
+    compress_over: int | None
+    version: int
 
 
 def _at_least(value: object, least: float) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
@@ -153,7 +153,7 @@ class Registry(Generic[D]):
             )
 
 
-def chosen(policy: Policy | None, fields: dict[str, Any]) -> Policy:
+def chosen(policy: Policy | None, fields: Mapping[str, Any]) -> Policy:
     """Return the policy that a decorator was given, whole or by its fields. Raises DefinitionError."""
     if policy is not None:
         if fields:

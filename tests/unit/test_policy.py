@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import typing
 from typing import Any
 
 import pytest
 
 from leasecache import DefinitionError, Policy
+from leasecache.policy import PolicyFields
 
 
 def test_defaults() -> None:
@@ -25,6 +27,12 @@ def test_defaults() -> None:
         "compress_over": None,
         "version": 0,
     }
+
+
+def test_type_checkers_see_the_same_fields() -> None:
+    """The keyword arguments of `cached` have the names and the types of the policy's fields."""
+    assert list(PolicyFields.__annotations__) == list(Policy.__dataclass_fields__)
+    assert typing.get_type_hints(PolicyFields) == typing.get_type_hints(Policy)
 
 
 def test_frozen_and_by_keyword() -> None:
