@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,6 +78,10 @@ def _print(nodes: "Sequence[LeaseNode]", indent: int | None) -> list["NodeError"
 
 
 def _figures(told: Mapping[str, Any]) -> dict[str, Any]:
+    return _of_redis(told) if "redis_version" in told else _of_memcached(told)
+
+
+def _of_memcached(told: Mapping[str, Any]) -> dict[str, Any]:
     """Pick from memcached's general-purpose statistics (its doc/protocol.txt).
 
     It counts a lease-get that finds nothing as a hit, on the stub that the lease-get makes; what was loaded is a set.
@@ -90,11 +95,37 @@ def _figures(told: Mapping[str, Any]) -> dict[str, Any]:
         "limit": told["limit_maxbytes"],  # bytes
         "hits": hits,
         "misses": misses,
-        "hit_ratio": hits / (hits + misses) if hits + misses else None,
+        "hit_ratio": _ratio(hits, misses),
         "sets": told["cmd_set"],
         "evictions": told["evictions"],
         "connections": told["curr_connections"],
     }
+
+
+def _of_redis(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick from the reply to INFO (Redis documentation), which does not tell how often something was stored.
+
+    A lease is a key beside that of its value, so that one call may be a hit and a miss.
+    """
+    hits, misses = told["keyspace_hits"], told["keyspace_misses"]
+    databases = [text for name, text in told.items() if re.fullmatch("db[0-9]+", name)]
+    return {
+        "version": told["redis_version"],
+        "uptime": told["uptime_in_seconds"],
+        "items": sum(int(text.partition("keys=")[2].partition(",")[0]) for text in databases),
+        "bytes": told["used_memory"],
+        "limit": told["maxmemory"] or None,
+        "hits": hits,
+        "misses": misses,
+        "hit_ratio": _ratio(hits, misses),
+        "sets": None,
+        "evictions": told["evicted_keys"],
+        "connections": told["connected_clients"],
+    }
+
+
+def _ratio(hits: int, misses: int) -> float | None:
+    return hits / (hits + misses) if hits + misses else None
 
 
 def _show(figures: list[dict[str, Any]]) -> None:
@@ -116,11 +147,11 @@ def _cells(node: dict[str, Any]) -> list[str]:
         node["version"],
         str(timedelta(seconds=node["uptime"])),
         f"{node['items']:,}",
-        f"{decimal(node['bytes'])} of {decimal(node['limit'])}",
+        decimal(node["bytes"]) + (f" of {decimal(node['limit'])}" if node["limit"] else ""),
         f"{node['hits']:,}",
         f"{node['misses']:,}",
         "-" if node["hit_ratio"] is None else f"{node['hit_ratio']:.1%}",
-        f"{node['sets']:,}",
+        "-" if node["sets"] is None else f"{node['sets']:,}",
         f"{node['evictions']:,}",
         f"{node['connections']:,}",
     ]

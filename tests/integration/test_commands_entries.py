@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 from pymemcache.client.base import Client
 
-from leasecache import Cache, Lease, Stored
+from leasecache import Cache, Hit, Lease, Stored
 from leasecache.cli import main
-from leasecache.lab import MemcachedServer, TcpProxy, free_port
+from leasecache.commands import nodes
+from leasecache.lab import MemcachedServer, RedisServer, TcpProxy, free_port
+from leasecache.stores.redis import RedisNode
+from leasecache.stores.routed import RoutedStore
 from tests.fix_daemon import run_to_exit
 
 Run = Callable[..., tuple[int, bytes, str]]
@@ -33,10 +36,17 @@ class Media:
 
 
 class Trap:
-    """What a hostile pickle does when it is loaded."""
+    """What a hostile pickle does when it is loaded, once it has been stored: a value is read back before that."""
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return pytest.fail, ("a pickle was loaded",)
+    sprung = False
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return spring, ()
+
+
+def spring() -> None:
+    """Notice that a pickle is loaded."""
+    Trap.sprung = True
 
 
 class Application:
@@ -129,11 +139,13 @@ def test_get(
 def test_a_pickle_is_not_loaded(shop: Application, run: Run) -> None:
     """A pickle is named with its size and is not loaded; the exit code says that there is no value."""
     key = shop.store(Trap(), codec="pickle")
+    Trap.sprung = False
     code, out, err = run("get", key, "--cache", shop.url)
     assert (code, out, err.count("\n")) == (1, b"", 1)
     assert "(pickle, " in err
     code, out, err = run("get", key, "--cache", shop.url, "--json")
     assert (code, json.loads(out)["codec"], json.loads(out)["value"]) == (1, "pickle", None)
+    assert not Trap.sprung
 
 
 def test_a_foreign_value(shop: Application, run: Run) -> None:
@@ -252,6 +264,35 @@ def test_stats_of_leases(memcached: MemcachedServer, run: Run) -> None:
         assert isinstance(cache.lease_set(lease, b"x", 100), Stored)
     [told] = json.loads(run("stats", "--cache", memcached.url, "--json")[1])
     assert (told["hits"], told["misses"], told["sets"]) == (1, 0, 1)
+
+
+def test_stats_of_redis(redis: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stats` of a Redis has the same figures, those apart that it does not tell: sets, and a limit that is not set."""
+    store = RoutedStore([RedisNode(redis.address)])
+    monkeypatch.setattr(nodes, "open_networked", lambda url: store)
+    lease = store.lease_get(b"k", 10)
+    assert isinstance(lease, Lease)
+    assert isinstance(store.lease_set(lease, 1, b"x", 100), Stored)
+    assert isinstance(store.lease_get(b"k", 10), Hit)
+    code, out, err = run("stats", "--cache", redis.url, "--json")
+    [told] = json.loads(out)
+    assert (code, err) == (0, "")
+    hits, misses, size = told.pop("hits"), told.pop("misses"), told.pop("bytes")
+    assert told.pop("hit_ratio") == hits / (hits + misses)
+    assert size > 100_000
+    assert int(told.pop("version").split(".")[0]) >= 7
+    assert 0 <= told.pop("uptime") < 600
+    assert told == {
+        "node": redis.address,
+        "items": 1,
+        "limit": None,
+        "sets": None,
+        "evictions": 0,
+        "connections": 1,
+    }
+    code, out, err = run("stats", "--cache", redis.url)
+    assert (code, err, redis.address in out.decode()) == (0, "", True)
+    store.close()
 
 
 def test_stats_of_a_node_that_is_down(memcached: MemcachedServer, run: Run) -> None:

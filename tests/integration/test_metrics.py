@@ -16,6 +16,10 @@ from leasecache.lease import Lease, Stored
 from leasecache.metrics import NodeFigures, snapshot
 from leasecache.prometheus import LeasecacheCollector
 from leasecache.stores.base import Store
+from leasecache.stores.memcached import MemcachedNode
+from leasecache.stores.redis import RedisNode
+from leasecache.stores.redis_link import Access
+from leasecache.stores.routed import RoutedStore
 from tests.fix_fork import in_a_child
 
 SOON = 20.0  # s
@@ -28,19 +32,30 @@ def figures(store: Store) -> NodeFigures:
     return node
 
 
-@pytest.fixture
-def proxy(shared_memcached: MemcachedServer) -> Iterator[TcpProxy]:
-    """A way to memcached that the test may disturb."""
-    with TcpProxy(shared_memcached.port) as made:
-        yield made
+@pytest.fixture(params=["memcached", "redis"])
+def behind(request: pytest.FixtureRequest) -> Iterator[tuple[TcpProxy, Store]]:
+    """A server of each kind behind a proxy that the test may disturb, and a store of that way."""
+    server = request.getfixturevalue(f"shared_{request.param}")
+    with TcpProxy(server.port) as proxy:
+        made = {
+            "memcached": lambda: MemcachedNode(proxy.address, timeout=1),
+            "redis": lambda: RedisNode(proxy.address, Access(timeout=1)),
+        }
+        store = RoutedStore([made[request.param]()])
+        yield proxy, store
+        store.close()
 
 
 @pytest.fixture
-def store(proxy: TcpProxy) -> Iterator[Store]:
-    """A store behind the proxy."""
-    opened = open_store(f"memcached://{proxy.address}?timeout=1")
-    yield opened
-    opened.close()
+def proxy(behind: tuple[TcpProxy, Store]) -> TcpProxy:
+    """The proxy."""
+    return behind[0]
+
+
+@pytest.fixture
+def store(behind: tuple[TcpProxy, Store]) -> Store:
+    """The store."""
+    return behind[1]
 
 
 def answers(store: Store, key: bytes) -> bool:
@@ -101,14 +116,16 @@ def test_a_node_that_does_not_answer(store: Store, proxy: TcpProxy, key: bytes) 
     assert (figures(store).up, figures(store).down_for) == (True, None)
 
 
-def test_an_answer_that_is_none(store: Store, key: bytes) -> None:
+def test_an_answer_that_is_none(shared_memcached: MemcachedServer, key: bytes) -> None:
     """Bytes that the protocol does not allow are an error of their own kind."""
+    store = open_store(shared_memcached.url)
     lease = store.lease_get(key, 10)
     assert isinstance(lease, Lease)
     assert isinstance(store.lease_set(lease, 1, b"x", 60), Stored)
     with pytest.raises(NodeError):
         store.lease_get(b"two words", 10)  # the server takes the second one for flags
     assert figures(store).errors["protocol"] == 1
+    store.close()
 
 
 @pytest.fixture

@@ -19,7 +19,10 @@ import leasecache
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
 from leasecache.metrics import BOUNDS, FunctionStats, Histogram, NodeStats, Stats, quantile, snapshot
 from leasecache.prometheus import LeasecacheCollector
+from leasecache.stores.amemcached import AsyncMemcachedNode
+from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
+from leasecache.stores.redis import RedisNode
 from tests.fix_fork import in_a_child
 
 PACKAGE = Path(leasecache.__file__).parent
@@ -171,6 +174,13 @@ def test_errors_by_kind() -> None:
     for error in (NodeTimeout("x"), NodeTimeout("x"), ProtocolError("x"), NodeError("x")):
         stats.count(error)
     assert [getattr(stats, kind) for kind in KINDS] == [2, 1, 1, 0]
+
+
+@pytest.mark.parametrize("kind", [MemcachedNode, AsyncMemcachedNode, RedisNode])
+def test_nodes_on_the_network_are_watched(kind: Any) -> None:
+    """No such node is taken for one that cannot fail."""
+    [node] = snapshot([], SimpleNamespace(namespace=None, nodes=[kind("127.0.0.1:1")])).nodes
+    assert node.errors == dict.fromkeys(KINDS, 0)
 
 
 def test_a_forked_child_counts_from_nothing() -> None:
