@@ -118,6 +118,9 @@ class AsyncMemcachedNode:
         outcome: Outcome | None = await self._present(lease.token.epoch, build, 1, meta.read_outcome, None)
         if outcome is None:
             return Refused("the connection from before the lease is gone, the server may have restarted")
+        if isinstance(outcome, meta.NoRoom):
+            with contextlib.suppress(NodeError):  # then it runs out by itself
+                await self.release(lease)
         return outcome if fits else Refused(f"larger than the server's item_size_max of {limit} bytes")
 
     async def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome]:

@@ -194,8 +194,15 @@ class MemcachedNode:
             return [self._store([fill])[0] for fill in fills]
         if outcomes is None:
             return [Refused("every connection from before the lease is gone, the server may have restarted")]
+        for fill, outcome in zip(fills, outcomes, strict=True):
+            if isinstance(outcome, meta.NoRoom):
+                self._give_up(fill.lease)
         too_large = Refused(f"larger than the server's item_size_max of {limit} bytes")
         return [outcome if fits else too_large for outcome, fits in zip(outcomes, fitting, strict=True)]
+
+    def _give_up(self, lease: Lease) -> None:
+        with contextlib.suppress(NodeError):  # then it runs out by itself
+            self.release(lease)
 
     def _delete(self, keys: Sequence[bytes]) -> None:
         self._exchange(lambda c: meta.delete_quietly(keys), QUIET, meta.read_acknowledgement, None)

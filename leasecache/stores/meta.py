@@ -33,6 +33,10 @@ POLL = 0.001  # s before a waiter looks again for the first time
 _DEBUG = re.compile(rb"(\S+) exp=(-?\d+) la=\d+ cas=(\d+) fetch=\w+ cls=\d+ size=(\d+)")
 
 
+class NoRoom(Refused):
+    """The server could not take the value. It has deleted the key, or left the lease as it was, to be released."""
+
+
 class Complaint(NodeError):
     """The server could not do it, and said so as the protocol allows."""
 
@@ -172,8 +176,8 @@ def _outcome(reply: Reply) -> Stored | Refused:
         return Stored()
     if reply.code in _SET_REASONS:
         return Refused(_SET_REASONS[reply.code])
-    if reply.code == b"SERVER_ERROR":  # too large or out of memory: the server has deleted the key
-        return Refused((reply.value or b"").decode(errors="replace"))
+    if reply.code == b"SERVER_ERROR":
+        return NoRoom((reply.value or b"").decode(errors="replace"))
     raise _unexpected(reply)
 
 
