@@ -93,7 +93,7 @@ class Registry(Generic[D]):
             self._retire(replaced)
         unguarded = parsed.scheme not in ("memory", "null") and (guard or parsed.guard) is None
         self._warn_unguarded = unguarded
-        self._warn_once()
+        self._warn_once(4)  # _warn_once, _configure, configure or from_url, who called it
 
     def _declare(
         self,
@@ -140,16 +140,16 @@ class Registry(Generic[D]):
                 )
         # Of the same name and template: defined again. Of the same name alone: another product of one factory.
         self._functions = [other for other in self._functions if other not in overlapping] + [core]
-        self._warn_once()
+        self._warn_once(5)  # _warn_once, _register, _declare, the decorator, who used it
 
-    def _warn_once(self) -> None:
+    def _warn_once(self, stacklevel: int) -> None:
         if self._warn_unguarded and any(core.rules for core in self._functions):
             self._warn_unguarded = False
             warnings.warn(
                 "depends_on without a guard: if an invalidation is lost, a value can be wrong until its ttl is over; "
                 "pass guard='none' to say that this is understood",
                 UnguardedWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
 

@@ -74,7 +74,7 @@ def functions() -> None:
     get_media.original("1")  # wrong
     get_media.get_many(1)  # wrong
     get_page("a", session=1, more=2)  # wrong
-    get_media.nothing  # wrong
+    get_media.nothing()  # wrong
     title: str = get_media(1)  # wrong
     del title
 

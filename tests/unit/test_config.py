@@ -1,8 +1,10 @@
 """Cache URLs: what they say, and which faults are named with their fix. Nothing here connects."""
 
+from pathlib import Path
+
 import pytest
 
-from leasecache import Cache, ConfigError
+from leasecache import Cache, ConfigError, UnguardedWarning, row
 from leasecache.config import CacheUrl, open_store, parse_url
 
 
@@ -144,6 +146,35 @@ def test_a_refused_url_changes_nothing() -> None:
     with pytest.raises(ConfigError):
         cache.configure("memory://?namespace=new", guard="maybe")
     assert cache.driver().store.namespace == "old"
+
+
+def unguarded(cache: Cache) -> None:
+    """Declare a function that an unguarded networked cache warns of."""
+
+    @cache.cached("f:{a}", ttl=60, depends_on=row("t", a="id"))
+    def f(a: int) -> int:
+        return a
+
+
+def test_the_warning_names_the_line_that_is_to_blame() -> None:
+    """Whether the URL or the function comes last, the warning points to the application's line, once."""
+    cache = Cache()
+    unguarded(cache)
+    with pytest.warns(UnguardedWarning, match="pass guard='none'") as late:
+        cache.configure("memcached://h")
+    unguarded(cache)
+    with pytest.warns(UnguardedWarning) as early:
+        unguarded(Cache.from_url("memcached://h"))
+    assert [[Path(warning.filename).name for warning in warnings] for warnings in (late, early)] == [
+        ["test_config.py"]
+    ] * 2
+    for url, guard in (
+        ("memory://", None),
+        ("null://", None),
+        ("memcached://h", "none"),
+        ("memcached://h?guard=none", None),
+    ):
+        cache.configure(url, guard=guard)
 
 
 def test_errors_show_no_password() -> None:
