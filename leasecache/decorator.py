@@ -3,8 +3,10 @@
 What a method here returns is awaited when the function is cached by an `AsyncCache`, `key` and `original` apart.
 """
 
+import importlib
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import wrapt
@@ -97,6 +99,14 @@ class _Binding(_Shared):
         unbound = self._self_instance is None and self._self_binding == "function"
         return 1 if unbound and self._self_core.signature.is_method else 0
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle as Python's own methods do: by what it is bound to and its name."""
+        method = self.__wrapped__
+        holder = self._self_instance if self._self_instance is not None else getattr(method, "__self__", None)
+        if holder is not None:
+            return getattr, (holder, method.__name__)
+        return _attribute, (method.__module__, method.__qualname__)
+
 
 class _Bound(_Binding, _Surface, wrapt.BoundFunctionWrapper[..., Any]):
     """A decorated method, bound to its instance or class."""
@@ -134,6 +144,10 @@ class _Function(_Wrapper, _Surface):
 
 class _ManyFunction(_Wrapper, _ManySurface):
     __bound_function_wrapper__ = _ManyBound
+
+
+def _attribute(module: str, path: str) -> Any:
+    return attrgetter(path)(importlib.import_module(module))
 
 
 def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
