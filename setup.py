@@ -5,7 +5,7 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
-COMPILED = ("_keys", "_hot", "_hits")
+COMPILED = ("_keys", "_hot", "_hits", "_mux")
 
 extensions = cythonize(
     [Extension(f"leasecache.{name}", [f"ext/{name}.pyx"]) for name in COMPILED],

@@ -3,8 +3,6 @@
 import os
 from typing import TYPE_CHECKING
 
-from leasecache._pure_mux import Mux, Reader
-
 _wanted = os.environ.get("LEASECACHE_IMPL", "")
 if _wanted not in ("", "c", "python"):
     raise ImportError(f"LEASECACHE_IMPL={_wanted!r} is neither 'c' nor 'python'")
@@ -12,7 +10,8 @@ if _wanted not in ("", "c", "python"):
 IMPL = "python" if _wanted == "python" else "c"
 if IMPL == "c":
     try:
-        import leasecache._hits  # noqa: F401  # it imports the others: all of them or none
+        import leasecache._hits  # it imports the others but one: all of them or none
+        import leasecache._mux  # noqa: F401
     except ImportError:
         if _wanted == "c":
             raise
@@ -22,17 +21,20 @@ if TYPE_CHECKING or IMPL == "python":
     from leasecache._pure import Reply, Wire, parse_reply
     from leasecache._pure_hits import MemoryReader, NodeReader, RingReader, Tally
     from leasecache._pure_keys import Renderer, Ring, percent_encode, shorten
+    from leasecache._pure_mux import Mux, MuxReader, Pending
 else:
     from leasecache._hits import MemoryReader, NodeReader, RingReader, Tally
     from leasecache._hot import Reply, Wire, parse_reply
     from leasecache._keys import Renderer, Ring, percent_encode, shorten
+    from leasecache._mux import Mux, MuxReader, Pending
 
 __all__ = [
     "IMPL",
     "MemoryReader",
     "Mux",
+    "MuxReader",
     "NodeReader",
-    "Reader",
+    "Pending",
     "Renderer",
     "Reply",
     "Ring",

@@ -47,44 +47,55 @@ class Epochs(Protocol):
 class Pending:
     """A request on its way; awaiting it gives what its replies mean. Raises NodeError."""
 
-    __slots__ = ("_mux", "_retry", "context", "count", "deadline", "epoch", "flags", "future", "read", "replies")
+    __slots__ = (
+        *("_context", "_count", "_deadline", "_epoch", "_flags"),
+        *("_future", "_mux", "_read", "_replies", "_retry"),
+    )
 
     def __init__(self, mux: "Mux", count: int, read: Read, context: Any, flags: int, retry: Any) -> None:
-        self.future: asyncio.Future[Any] = mux.loop.create_future()
-        self.count = count
-        self.read = read
-        self.context = context
-        self.flags = flags
-        self.epoch = mux.epochs.latest  # before the request is sent: a later connection may be to a restarted server
-        self.deadline = time.monotonic() + mux.timeout
-        self.replies: list[Reply] = []
+        self._future: asyncio.Future[Any] = mux.loop.create_future()
+        self._count = count
+        self._read = read
+        self._context = context
+        self._flags = flags
+        self._epoch = mux._epochs.latest  # before the request is sent: a later connection may be to a restarted server
+        self._deadline = time.monotonic() + mux._timeout
+        self._replies: list[Reply] = []
         self._mux = mux
         self._retry = retry
 
     def __await__(self) -> Generator[Any, None, Any]:
         try:
-            return (yield from self.future)
+            return (yield from self._future)
         except NodeError:
             if self._retry is None or not self._mux.died:
                 raise
         except BaseException:
             self._abandon()
             raise
-        return (yield from self._retry(self.context[0]).__await__())
+        return (yield from self._retry(self._context[0]).__await__())
 
     def discard(self) -> None:
         """Leave the result to the owner: nobody waits for it."""
-        self.future.cancel()
+        self._future.cancel()
 
     def _abandon(self) -> None:
         """Leave the result to the owner, also one that came just before its caller was cancelled."""
-        future = self.future
+        future = self._future
+        if self._mux.loop.is_closed():  # a coroutine is thrown away that nobody can wake any more
+            return
         if not future.cancel() and not future.cancelled() and future.exception() is None:
-            self._mux.owner.orphaned(self._mux, future.result())
+            self._mux._owner.orphaned(self._mux, future.result())
 
 
 class Mux(asyncio.BufferedProtocol):
     """Sends the requests of all tasks of one event loop over one connection and gives each its replies."""
+
+    __slots__ = (
+        *("born", "closed", "died", "loop", "mark", "open"),
+        *("_epochs", "_error", "_flushing", "_name", "_out", "_out_size", "_owner", "_parse", "_paused", "_pending"),
+        *("_rest", "_room", "_served", "_timeout", "_timer", "_transport", "_waiters"),
+    )
 
     def __init__(
         self,
@@ -101,11 +112,11 @@ class Mux(asyncio.BufferedProtocol):
         `mark` gives what a command that makes a CAS number has in front of its end.
         """
         self.loop = asyncio.get_running_loop()
-        self.owner = owner
-        self.epochs = epochs
+        self._owner = owner
+        self._epochs = epochs
         self.born = born
         self.mark = mark
-        self.timeout = timeout
+        self._timeout = timeout
         self.open = False
         self.died = False  # the server ended it after it had answered: over another connection it may answer again
         self.closed: asyncio.Future[None] = self.loop.create_future()
@@ -180,7 +191,12 @@ class Mux(asyncio.BufferedProtocol):
             return
         data, position = self._rest + self._room[:nbytes], 0
         try:
-            while self._error is None and (parsed := self._parse(data, position)) is not None:
+            while self._error is None and position < len(data):
+                if not self._pending:
+                    raise ProtocolError("a reply that nobody asked for")
+                parsed = self._parse(data, position)
+                if parsed is None:
+                    break
                 reply, position = parsed
                 self._take(reply)
         except ProtocolError as error:
@@ -215,7 +231,7 @@ class Mux(asyncio.BufferedProtocol):
             self._flushing = True
             self.loop.call_soon(self._flush)
         if self._timer is None:
-            self._timer = self.loop.call_later(self.timeout, self._tick, GRACE)
+            self._timer = self.loop.call_later(self._timeout, self._tick, GRACE)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -233,31 +249,29 @@ class Mux(asyncio.BufferedProtocol):
                     waiter.set_result(None)
 
     def _take(self, reply: Reply) -> None:
-        if not self._pending:
-            raise ProtocolError("a reply that nobody asked for")
         pending = self._pending[0]
-        if pending.flags != ANY_FLAGS:
+        if pending._flags != ANY_FLAGS:
             self._finish(pending, self._found(pending, reply))
-        elif pending.count == QUIET and reply.code != b"MN":
-            pending.replies.append(reply)
+        elif pending._count == QUIET and reply.code != b"MN":
+            pending._replies.append(reply)
         else:
-            if pending.count != QUIET:
-                pending.replies.append(reply)
-            if len(pending.replies) >= pending.count:
+            if pending._count != QUIET:
+                pending._replies.append(reply)
+            if len(pending._replies) >= pending._count:
                 self._finish(pending, self._read(pending))
 
     def _found(self, pending: Pending, reply: Reply) -> Any:
         plain = not (reply.won or reply.stale or reply.taken)
-        if plain and reply.code == b"VA" and reply.value is not None and reply.flags == pending.flags:
+        if plain and reply.code == b"VA" and reply.value is not None and reply.flags == pending._flags:
             return reply.value
-        pending.replies.append(reply)
+        pending._replies.append(reply)
         answers = self._read(pending)
         return answers if isinstance(answers, NodeError) else answers[0]
 
     def _read(self, pending: Pending) -> Any:
         """Return what the replies mean, or the error that is this request's alone."""
         try:
-            return pending.read(pending.replies, pending.epoch, self.born, pending.context)
+            return pending._read(pending._replies, pending._epoch, self.born, pending._context)
         except ProtocolError:  # not an answer to this command: what follows may be another's
             raise
         except NodeError as error:
@@ -266,13 +280,13 @@ class Mux(asyncio.BufferedProtocol):
     def _finish(self, pending: Pending, result: Any) -> None:
         self._pending.popleft()
         self._served = True
-        if pending.future.done():
+        if pending._future.done():
             if not isinstance(result, NodeError):
-                self.owner.orphaned(self, result)
+                self._owner.orphaned(self, result)
         elif isinstance(result, NodeError):
-            pending.future.set_exception(result)
+            pending._future.set_exception(result)
         else:
-            pending.future.set_result(result)
+            pending._future.set_result(result)
         if not self.open and not self._pending:
             self._end(NodeError("connection closed"), failed=False)
 
@@ -280,13 +294,13 @@ class Mux(asyncio.BufferedProtocol):
         self._timer = None
         if not self._pending:
             return
-        left = self._pending[0].deadline - time.monotonic()
+        left = self._pending[0]._deadline - time.monotonic()
         if left > 0:
             self._timer = self.loop.call_later(left, self._tick, GRACE)
         elif grace:  # the loop may have been held up: first let it read what is there
             self._timer = self.loop.call_later(0, self._tick, grace - 1)
         else:
-            self._end(NodeTimeout(f"no answer within {self.timeout:g} s"), failed=True)
+            self._end(NodeTimeout(f"no answer within {self._timeout:g} s"), failed=True)
 
     def _end(self, error: NodeError, *, failed: bool) -> None:
         if self._error is not None:
@@ -296,9 +310,9 @@ class Mux(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._transport.abort()
-        self.owner.lost(self, error if self._pending or failed else None, failed)
+        self._owner.lost(self, error if self._pending or failed else None, failed)
         self._out.clear()
-        waiting: list[asyncio.Future[Any]] = [pending.future for pending in self._pending]
+        waiting: list[asyncio.Future[Any]] = [pending._future for pending in self._pending]
         self._pending.clear()
         for future in waiting + self._waiters:
             if not future.done():
@@ -312,7 +326,7 @@ class Mux(asyncio.BufferedProtocol):
         return type(error)(f"{self._name}: {error}")
 
 
-class Reader:
+class MuxReader:
     """Lease-gets with the same terms; called with a key it gives an awaitable, of the value alone for a plain hit."""
 
     __slots__ = ("_flags", "_muxes", "_read", "_request", "_retry")

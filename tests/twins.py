@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from leasecache import _pure, _pure_hits, _pure_keys
+from leasecache import _pure, _pure_hits, _pure_keys, _pure_mux
 
-PURE = {"_hits": _pure_hits, "_hot": _pure, "_keys": _pure_keys}  # compiled module → its twin
+PURE = {"_hits": _pure_hits, "_hot": _pure, "_keys": _pure_keys, "_mux": _pure_mux}  # compiled module → its twin
 
 
 def _compiled() -> dict[str, Any]:

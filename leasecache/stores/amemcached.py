@@ -79,7 +79,7 @@ class AsyncMemcachedNode:
         What it returns is to be awaited at once. With an open connection the request is on its way by then.
         """
         head, middle, end = meta.lease_get(b"%", lease_for, refresh_ahead, b"%").split(b"%")
-        return _accel.Reader(
+        return _accel.MuxReader(
             self._muxes,
             (head, middle, end),
             flags,

@@ -1,0 +1,503 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""Compiled twin of leasecache._pure_mux: the requests of many tasks over one connection.
+
+Plain hits are read where the transport has put them; of every other reply `parse` is the judge, in both twins alike.
+Every read of network bytes is bounded by the `end` that the caller passes down.
+"""
+
+import asyncio
+import os
+
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.string cimport memchr, memcpy, memmove
+
+from leasecache._hot import parse_reply
+from leasecache.errors import NodeError, NodeTimeout, ProtocolError
+
+
+cdef extern from *:
+    """
+    #include <time.h>
+    static double leasecache_now(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return now.tv_sec + now.tv_nsec * 1e-9;
+    }
+    """
+    double leasecache_now() nogil
+
+
+cdef enum:
+    QUIET = -1
+    ANY_FLAGS = -1
+    FIRST_BUFFER = 65536
+    QUEUE_LIMIT = 262144
+    GRACE = 8
+    LINE_LIMIT = 2048
+
+cdef object _running_loop = asyncio.get_running_loop
+cdef object _Future = asyncio.Future
+cdef object _InvalidState = asyncio.InvalidStateError
+
+
+@cython.freelist(256)
+cdef class Pending:
+    """A request on its way; awaiting it gives what its replies mean. Raises NodeError."""
+
+    cdef object _future, _read, _context, _retry
+    cdef _Mux _mux
+    cdef list _replies
+    cdef Py_ssize_t _count
+    cdef long long _flags, _epoch
+    cdef double _deadline
+
+    def __await__(self):
+        try:
+            return (yield from self._future)
+        except NodeError:
+            if self._retry is None or not self._mux.died:
+                raise
+        except BaseException:
+            self._abandon()
+            raise
+        return (yield from self._retry(self._context[0]).__await__())
+
+    def discard(self):
+        """Leave the result to the owner: nobody waits for it."""
+        self._future.cancel()
+
+    cdef int _abandon(self) except -1:
+        cdef object future = self._future
+        if self._mux.loop.is_closed():  # a coroutine is thrown away that nobody can wake any more
+            return 0
+        if not future.cancel() and not future.cancelled() and future.exception() is None:
+            self._mux._owner.orphaned(self._mux, future.result())
+        return 0
+
+
+cdef Pending _pending(_Mux mux, Py_ssize_t count, object read, object context, long long flags, object retry):
+    cdef Pending pending = Pending.__new__(Pending)
+    pending._future = _Future(loop=mux.loop)
+    pending._count = count
+    pending._read = read
+    pending._context = context
+    pending._flags = flags
+    pending._epoch = mux._epochs.latest
+    pending._deadline = leasecache_now() + mux._timeout
+    pending._mux = mux
+    pending._retry = retry
+    return pending
+
+
+cdef class _Mux:
+    cdef readonly object loop, mark, closed
+    cdef readonly long long born
+    cdef readonly bint open, died
+    cdef double _timeout
+    cdef str _name
+    cdef object _owner, _epochs
+    cdef object _parse, _transport, _timer, _error
+    cdef list _queue  # of Pending; those before `_first` have been answered
+    cdef Py_ssize_t _first
+    cdef list _waiters
+    cdef bint _flushing, _paused, _served
+    cdef char *_out
+    cdef Py_ssize_t _out_size, _out_room
+    cdef bytearray _room
+    cdef object _view
+    cdef Py_ssize_t _filled
+
+    def __cinit__(self, *args, **kwargs):
+        self._out_room = FIRST_BUFFER
+        self._out = <char *>PyMem_Malloc(self._out_room)
+        if self._out == NULL:
+            raise MemoryError()
+
+    def __init__(
+        self, str name, owner, epochs, long long born, mark, double timeout, parse=parse_reply
+    ):
+        self.loop = _running_loop()
+        self._owner = owner
+        self._epochs = epochs
+        self.born = born
+        self.mark = mark
+        self._timeout = timeout
+        self.closed = self.loop.create_future()
+        self._name = name
+        self._parse = parse
+        self._queue = []
+        self._waiters = []
+        self._renew(FIRST_BUFFER)
+
+    def __dealloc__(self):
+        PyMem_Free(self._out)
+
+    @property
+    def idle(self):
+        """Whether nothing waits for an answer."""
+        return self._first == len(self._queue)
+
+    @property
+    def full(self):
+        """Whether so much waits to be sent that a caller should wait for `drained` first."""
+        return self._out_size >= QUEUE_LIMIT
+
+    def ask(self, bytes request not None, Py_ssize_t count, read, context):
+        """Send a request; awaited, it gives what `read` makes of its `count` replies, or of those before MN.
+
+        Raises NodeError when the connection is gone.
+        """
+        cdef Pending pending
+        if not self.open:
+            raise self._gone()
+        pending = _pending(self, count, read, context, ANY_FLAGS, None)
+        pending._replies = []
+        self._put(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request))
+        self._add(pending)
+        return pending
+
+    def drained(self):
+        """Return a future that is done when the transport has taken what waits. Raises NodeError like a request."""
+        waiter = self.loop.create_future()
+        if self.open:
+            self._waiters.append(waiter)
+        else:
+            waiter.set_exception(self._gone())
+        return waiter
+
+    def close(self):
+        """End the connection when what was asked has been answered; `closed` is done then."""
+        self.open = False
+        if self._first == len(self._queue):
+            self._end(NodeError("connection closed"), False)
+
+    def detach(self):
+        """Let go of the connection in a forked child, where the parent goes on using it."""
+        self.open = False
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self._transport.get_extra_info("socket").fileno())  # unlike close, no event loop is told
+        os.close(null)
+
+    def connection_made(self, transport):
+        """Take over a connection that has been greeted."""
+        self._transport = transport
+        self.open = True
+
+    def get_buffer(self, sizehint):
+        """Return where the transport puts what it receives."""
+        cdef Py_ssize_t room = PyByteArray_GET_SIZE(self._room)
+        cdef bytearray smaller = self._room
+        if self._filled == 0:
+            if room > 4 * FIRST_BUFFER:
+                self._renew(FIRST_BUFFER)
+            return self._view
+        if self._filled == room:
+            self._renew(2 * room)
+            memcpy(PyByteArray_AS_STRING(self._room), PyByteArray_AS_STRING(smaller), self._filled)
+        return self._view[self._filled:]
+
+    def buffer_updated(self, Py_ssize_t nbytes):
+        """Give every reply that is complete to whoever asked for it."""
+        cdef char *data = PyByteArray_AS_STRING(self._room)
+        cdef Py_ssize_t position = 0, taken
+        if self._error is not None:
+            return
+        self._filled += nbytes
+        try:
+            while self._error is None and position < self._filled:
+                taken = self._take(data + position, self._filled - position)
+                if taken == 0:
+                    break
+                position += taken
+        except ProtocolError as error:
+            self._end(error, True)
+        self._filled -= position
+        if position and self._filled:
+            memmove(data, data + position, self._filled)
+
+    def eof_received(self):
+        """Let the transport close; `connection_lost` follows."""
+
+    def connection_lost(self, error):
+        """Fail what was asked and will not be answered."""
+        self.died = self._error is None and self._served
+        fault = f"connection broke: {error}" if error else "connection closed by the server"
+        self._end(NodeError(fault), not self.died)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def pause_writing(self):
+        """Keep requests here while the transport has enough."""
+        self._paused = True
+
+    def resume_writing(self):
+        """Send what has gathered."""
+        self._paused = False
+        self._flush()
+
+    def _flush(self):
+        self._flushing = False
+        if self._paused or self._error is not None:
+            return
+        if self._out_size:
+            data = PyBytes_FromStringAndSize(self._out, self._out_size)
+            self._out_size = 0
+            if self._out_room > 4 * QUEUE_LIMIT:
+                self._resize_out(FIRST_BUFFER)
+            self._transport.write(data)
+        if self._waiters and not self._paused:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _tick(self, int grace):
+        cdef double left
+        self._timer = None
+        if self._first == len(self._queue):
+            return
+        left = (<Pending>self._queue[self._first])._deadline - leasecache_now()
+        if left > 0:
+            self._timer = self.loop.call_later(left, self._tick, GRACE)
+        elif grace:  # the loop may have been held up: first let it read what is there
+            self._timer = self.loop.call_later(0, self._tick, grace - 1)
+        else:
+            self._end(NodeTimeout(f"no answer within {self._timeout:g} s"), True)
+
+    cdef int _renew(self, Py_ssize_t room) except -1:
+        self._room = bytearray(room)
+        self._view = memoryview(self._room)
+        return 0
+
+    cdef int _put(self, const char *data, Py_ssize_t size) except -1:
+        if self._out_size + size > self._out_room:
+            self._resize_out(max(2 * self._out_room, self._out_size + size))
+        memcpy(self._out + self._out_size, data, size)
+        self._out_size += size
+        return 0
+
+    cdef int _resize_out(self, Py_ssize_t room) except -1:
+        cdef char *resized = <char *>PyMem_Malloc(room)
+        if resized == NULL:
+            raise MemoryError()
+        memcpy(resized, self._out, self._out_size)
+        PyMem_Free(self._out)
+        self._out = resized
+        self._out_room = room
+        return 0
+
+    cdef int _add(self, Pending pending) except -1:
+        self._queue.append(pending)
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._timeout, self._tick, GRACE)
+        return 0
+
+    cdef int _pop(self) except -1:
+        """Forget the oldest request; the list is shortened when half of it has been answered."""
+        self._queue[self._first] = None
+        self._first += 1
+        if self._first == len(self._queue):
+            self._queue.clear()
+            self._first = 0
+        elif self._first >= 1024 and 2 * self._first >= len(self._queue):
+            del self._queue[:self._first]
+            self._first = 0
+        self._served = True
+        return 0
+
+    cdef Py_ssize_t _take(self, const char *data, Py_ssize_t end) except -1:
+        """Deal with the reply at the start of `data`; return its size, 0 while bytes are missing."""
+        cdef Py_ssize_t line_end = _line_end(data, min(end, LINE_LIMIT + 2))
+        cdef Py_ssize_t size, whole
+        cdef Pending pending
+        if self._first == len(self._queue):
+            raise ProtocolError("a reply that nobody asked for")
+        pending = <Pending>self._queue[self._first]
+        if line_end == 0:
+            if end > LINE_LIMIT + 1:
+                self._parse(data[:LINE_LIMIT + 2], 0)  # raises
+            return 0
+        size = _value_size(data, line_end)
+        whole = line_end if size < 0 else line_end + size + 2
+        if size >= 0 and whole <= end and pending._flags != ANY_FLAGS and _plain(data, line_end, pending._flags):
+            if data[whole - 2] == c'\r' and data[whole - 1] == c'\n':
+                self._pop()
+                self._give(pending, PyBytes_FromStringAndSize(data + line_end, size))
+                return whole
+        parsed = self._parse(data[:whole if whole <= end else line_end], 0)
+        if parsed is None:
+            return 0
+        self._read(pending, parsed[0])
+        return parsed[1]
+
+    cdef int _read(self, Pending pending, object reply) except -1:
+        """Add a reply to those of its request and, if it is the last, give what they mean."""
+        if pending._flags == ANY_FLAGS:
+            if pending._count != QUIET or reply.code != b"MN":
+                pending._replies.append(reply)
+                if pending._count == QUIET or len(pending._replies) < pending._count:
+                    return 0
+        elif (
+            reply.code == b"VA"
+            and reply.value is not None
+            and reply.flags == pending._flags
+            and not (reply.won or reply.stale or reply.taken)
+        ):
+            self._pop()
+            return self._give(pending, reply.value)
+        else:
+            pending._replies = [reply]
+        try:
+            result = pending._read(pending._replies, pending._epoch, self.born, pending._context)
+        except ProtocolError:  # not an answer to this command: what follows may be another's
+            raise
+        except NodeError as error:
+            self._pop()
+            if not pending._future.done():
+                pending._future.set_exception(self._named(error))
+        else:
+            self._pop()
+            self._give(pending, result if pending._flags == ANY_FLAGS else result[0])
+        return self._close_when_done()
+
+    cdef int _give(self, Pending pending, object result) except -1:
+        try:
+            pending._future.set_result(result)
+        except _InvalidState:
+            self._owner.orphaned(self, result)
+        return 0 if self.open else self._close_when_done()
+
+    cdef int _close_when_done(self) except -1:
+        if not self.open and self._first == len(self._queue):
+            self._end(NodeError("connection closed"), False)
+        return 0
+
+    cdef int _end(self, object error, bint failed) except -1:
+        cdef Pending pending
+        if self._error is not None:
+            return 0
+        self.open = False
+        self._error = error
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport.abort()
+        waiting = [(<Pending>self._queue[i])._future for i in range(self._first, len(self._queue))]
+        self._owner.lost(self, error if waiting or failed else None, failed)
+        self._out_size = 0
+        self._queue.clear()
+        self._first = 0
+        for future in waiting + self._waiters:
+            if not future.done():
+                future.set_exception(self._gone())
+        self._waiters.clear()
+        return 0
+
+    cdef object _gone(self):
+        return self._named(self._error or NodeError("connection is closing"))
+
+    cdef object _named(self, error):
+        return type(error)(f"{self._name}: {error}")
+
+
+class Mux(_Mux, asyncio.BufferedProtocol):
+    """Sends the requests of all tasks of one event loop over one connection and gives each its replies."""
+
+    __slots__ = ()
+
+
+cdef class MuxReader:
+    """Lease-gets with the same terms; called with a key it gives an awaitable, of the value alone for a plain hit."""
+
+    cdef dict _muxes
+    cdef bytes _head, _middle, _end
+    cdef long long _flags
+    cdef object _read, _retry
+
+    def __init__(self, dict muxes not None, tuple request not None, long long flags, read, retry):
+        self._muxes = muxes
+        self._head, self._middle, self._end = request
+        self._flags = flags
+        self._read = read
+        self._retry = retry
+
+    def __call__(self, bytes key not None):
+        cdef object found = self._muxes.get(_running_loop())
+        cdef _Mux mux
+        cdef Pending pending
+        cdef bytes mark
+        if found is None:
+            return self._retry(key)
+        mux = <_Mux?>found
+        if not mux.open or mux._out_size >= QUEUE_LIMIT:
+            return self._retry(key)
+        pending = _pending(mux, 1, self._read, (key,), self._flags, self._retry)
+        mux._put(PyBytes_AS_STRING(self._head), PyBytes_GET_SIZE(self._head))
+        mux._put(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        mux._put(PyBytes_AS_STRING(self._middle), PyBytes_GET_SIZE(self._middle))
+        if mux.mark is not bytes:
+            mark = mux.mark()
+            mux._put(PyBytes_AS_STRING(mark), PyBytes_GET_SIZE(mark))
+        mux._put(PyBytes_AS_STRING(self._end), PyBytes_GET_SIZE(self._end))
+        mux._add(pending)
+        return pending
+
+
+cdef Py_ssize_t _line_end(const char *data, Py_ssize_t end) noexcept:
+    """Return where the first line has ended, 0 when it has not."""
+    cdef Py_ssize_t at = 0
+    cdef const char *found
+    while at < end:
+        found = <const char *>memchr(data + at, c'\n', end - at)
+        if found == NULL:
+            return 0
+        at = found - data + 1
+        if at > 1 and data[at - 2] == c'\r':
+            return at
+    return 0
+
+
+cdef Py_ssize_t _value_size(const char *line, Py_ssize_t end) noexcept:
+    """Return the size that a VA line states, −1 for any other line or one that is not as it should be."""
+    cdef Py_ssize_t at = 3, size = 0
+    if end < 6 or line[0] != c'V' or line[1] != c'A' or line[2] != c' ':
+        return -1
+    while at < 14 and c'0' <= line[at] <= c'9':
+        size = size * 10 + (line[at] - c'0')
+        at += 1
+    return size if 3 < at < 14 and (line[at] == c' ' or line[at] == c'\r') else -1
+
+
+cdef bint _plain(const char *line, Py_ssize_t end, long long flags) noexcept:
+    """Tell whether a VA line is a plain hit's, with these client flags; False when `parse` should look closer."""
+    cdef Py_ssize_t at = 3
+    cdef Py_ssize_t digits
+    cdef long long number
+    cdef long long found = 0
+    cdef char flag
+    while c'0' <= line[at] <= c'9':
+        at += 1
+    while line[at] == c' ':
+        flag = line[at + 1]
+        at += 2
+        if flag == c't' and line[at] == c'-' and line[at + 1] == c'1':
+            at += 2
+            continue
+        if flag != c'c' and flag != c'f' and flag != c't':
+            return False
+        number = digits = 0
+        while c'0' <= line[at] <= c'9':
+            if digits < 10:
+                number = number * 10 + (line[at] - c'0')
+            digits += 1
+            at += 1
+        if digits == 0 or digits > (19 if flag == c'c' else 9 if flag == c't' else 10):
+            return False
+        if flag == c'f':
+            found = number
+    return at == end - 2 and found == flags
