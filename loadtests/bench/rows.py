@@ -71,6 +71,7 @@ P1I = Row(
     name="P1i",
     work="user-space instructions of a hit",
     sides=(
+        floor("raw socket", hits.floor),
         ours(hits.ours),
         rival("pymemcache get", hits.pymemcache_get),
         rival("dogpile.cache on pymemcache", hits.dogpile_on_pymemcache),
@@ -79,7 +80,7 @@ P1I = Row(
         Figure(
             name=INSTRUCTIONS,
             unit="",
-            floor="pymemcache get",
+            floor="raw socket",
             goals=(Goal(at_most=0.35, of=("pymemcache get",)),),
         ),
     ),

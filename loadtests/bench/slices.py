@@ -10,7 +10,7 @@ from loadtests.bench.servers import Servers
 from loadtests.bench.site import Site
 
 TIME = "time"  # the figure
-SLICE = 0.025  # s
+SLICE = 0.01  # s
 QUICK_SLICE = 0.003  # s
 LEAST_ROUNDS = 5
 AGAIN = ", again"
