@@ -1,21 +1,28 @@
 """Stores under test: in memory, on Redis and on memcached; what is compiled also by its pure twin."""
 
+import asyncio
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import uvloop
 
 from leasecache import _accel
 from leasecache.lab import MemcachedServer, RedisServer
 from leasecache.stores import greeting
+from leasecache.stores.alocal import AsyncLocalStore
+from leasecache.stores.amemcached import AsyncMemcachedNode
+from leasecache.stores.arouted import AsyncRoutedStore
 from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
 from leasecache.stores.redis import RedisNode
 from leasecache.stores.routed import RoutedStore
+from tests.driven import DrivenStore
 from tests.twins import TWINS
 
-SWITCHED = ("MemoryReader", "NodeReader", "RingReader", "Wire", "parse_reply")
+SWITCHED = ("MemoryReader", "Mux", "MuxReader", "NodeReader", "RingReader", "Wire", "parse_reply")
+LOOPS = {"async": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 SERVERS = {"memcached": "shared_memcached", "memcached_e": "recent_memcached"}  # with its own CAS numbers, with ours
 
 
@@ -40,27 +47,41 @@ def shared_redis() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(params=["redis", *(f"{kind}-{twin}" for kind in ("memory", *SERVERS) for twin in ("c", "python"))])
+KINDS = [f"{kind}-{twin}" for kind in ("memory", *SERVERS) for twin in ("c", "python")]
+ASYNC_KINDS = ["async_memory-c", "uvloop_memcached-c", *(f"async_{kind}" for kind in KINDS if "memory" not in kind)]
+
+
+@pytest.fixture(params=["redis", *KINDS, *ASYNC_KINDS])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Each store; in memory and on memcached of either kind once by compiled code and once by its pure twin."""
+    """Each store, sync and async; in memory and on memcached of either kind by compiled code and by its pure twin."""
     if request.param == "redis":
-        opened = RoutedStore([RedisNode(request.getfixturevalue("shared_redis").address)])
-        yield opened
-        opened.close()
-        return
-    kind, _, implementation = request.param.partition("-")
+        opened: Any = RoutedStore([RedisNode(request.getfixturevalue("shared_redis").address)])
+    else:
+        kind, _, implementation = request.param.partition("-")
+        use_twin(implementation, monkeypatch)
+        loop, _, rest = kind.partition("_")
+        driven = loop in LOOPS
+        opened = _opened(rest if driven else kind, driven, request, monkeypatch)
+        if driven:
+            opened = DrivenStore(opened, LOOPS[loop]())
+    yield opened
+    opened.close()
+
+
+def use_twin(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have stores use the compiled code ("c") or its pure twin ("python")."""
     twin = TWINS[0] if implementation == "python" else TWINS[-1]
     for name in SWITCHED:
         monkeypatch.setattr(_accel, name, getattr(twin, name))
+
+
+def _opened(kind: str, driven: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     if kind == "memory":
-        yield MemoryStore()
-        return
+        return AsyncLocalStore(MemoryStore()) if driven else MemoryStore()
     if kind == "memcached":  # or is taken for it by its version
         monkeypatch.setattr(greeting, "EXPLICIT_VERSION", (99,))
-    server: MemcachedServer = request.getfixturevalue(SERVERS[kind])
-    opened = RoutedStore([MemcachedNode(server.address)])
-    yield opened
-    opened.close()
+    address = request.getfixturevalue(SERVERS[kind]).address
+    return AsyncRoutedStore([AsyncMemcachedNode(address)]) if driven else RoutedStore([MemcachedNode(address)])
 
 
 @pytest.fixture
