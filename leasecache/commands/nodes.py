@@ -39,7 +39,9 @@ def open_networked(url: str) -> "RoutedStore":
     store = open_store(url)
     if not isinstance(store, RoutedStore):
         scheme = url.partition("://")[0]
-        raise ConfigError(f"{scheme}:// lives inside one process, there is nothing to look at; give a memcached:// URL")
+        raise ConfigError(
+            f"{scheme}:// lives inside one process, there is nothing to look at; give its memcached:// or redis:// URL"
+        )
     return store
 
 
@@ -67,7 +69,7 @@ def _print(nodes: "Sequence[LeaseNode]", indent: int | None) -> list["NodeError"
     figures, failures = [], []
     for node in nodes:
         try:
-            figures.append({"node": node.name, **_figures(node.stats())})
+            figures += [{"node": name, **_figures(told)} for name, told in _told(node)]
         except NodeError as error:
             failures.append(error)
     if indent is not None:
@@ -75,6 +77,13 @@ def _print(nodes: "Sequence[LeaseNode]", indent: int | None) -> list["NodeError"
     elif figures:
         _show(figures)
     return failures
+
+
+def _told(node: "LeaseNode") -> list[tuple[str, Mapping[str, Any]]]:
+    """Return what a node tells by its name; a Redis cluster, which routes by itself, is a node of many."""
+    told = node.stats()
+    several = all(isinstance(figures, Mapping) for figures in told.values())
+    return list(told.items()) if several else [(node.name, told)]
 
 
 def _figures(told: Mapping[str, Any]) -> dict[str, Any]:
