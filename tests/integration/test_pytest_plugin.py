@@ -1,11 +1,19 @@
 """The pytest plugin, as an application's own test suite has it: found by its entry point, in a process of its own."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+from textwrap import indent
 
 import pytest
 
+from leasecache import Policy
+
 pytest_plugins = ["pytester"]
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 APP = """
 from leasecache import Cache
@@ -74,6 +82,22 @@ def test_the_fixture(project: pytest.Pytester) -> None:
     result.assert_outcomes(passed=4)
     result = project.runpytest_subprocess("--fixtures", "-q")
     result.stdout.fnmatch_lines(["*leasecache_memory*", "*Let caches use an empty store in memory each*"])
+
+
+def test_the_page_about_testing(project: pytest.Pytester) -> None:
+    """What docs/testing.md shows is an application and tests that pass."""
+    app, tests, lab = BLOCK.findall((DOCS / "testing.md").read_text(encoding="utf-8"))
+    project.makepyfile(app=app, test_app=tests, test_lab=f"import app\n\ndef test_lab():\n{indent(lab, ' ' * 4)}")
+    project.runpytest_subprocess("-p", "no:cacheprovider", "-q").assert_outcomes(passed=6)
+
+
+def test_the_page_about_policies() -> None:
+    """What docs/policy.md shows runs, and its table has every field."""
+    page = (DOCS / "policy.md").read_text(encoding="utf-8")
+    for block in BLOCK.findall(page):
+        exec(block, {"__name__": "policies"})
+    fields = re.findall(r"^\| `(\w+)` \| ", page, re.MULTILINE)
+    assert sorted(fields) == sorted(Policy.__dataclass_fields__)
 
 
 def test_the_plugin_is_light() -> None:
