@@ -9,6 +9,7 @@ import time
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.contextvars cimport get_value
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.ref cimport PyObject
 
@@ -192,6 +193,8 @@ cdef class RingReader(_Reader):
     def __init__(self, Ring ring not None, readers):
         self._ring = ring
         self._readers = tuple(readers)
+        if len(self._readers) != len(ring):
+            raise ValueError("as many readers as nodes")
 
     def __call__(self, bytes key not None):
         """Return what the reader of the key's owner returns."""
@@ -243,3 +246,154 @@ cdef class MemoryReader(_Reader):
         if left <= 0 or item.stale or item.flags != self._flags:
             return False
         return left >= self._ahead or item.taken
+
+
+@cython.final
+cdef class Bypass:
+    """Tells whether calls in this context must neither be served nor fill."""
+
+    cdef object _switch, _in_transaction
+
+    def __init__(self, switch, in_transaction):
+        self._switch = switch
+        self._in_transaction = in_transaction
+
+    def __call__(self):
+        """Return true inside `Cache.bypass` and while the application is in a transaction."""
+        return self.holds()
+
+    cdef bint holds(self) except -1:
+        if get_value(self._switch):
+            return True
+        return self._in_transaction is not None and bool(self._in_transaction())
+
+
+cdef class _Route:
+    """What a call needs of one store; a thread that has one goes on with it, whatever others bind."""
+
+    cdef object bound, driver, read, load
+    cdef Renderer renderer
+
+
+@cython.final
+cdef class Call:
+    """Calls one cached function: plain hits are served here, whatever else a call turns out to be, by `otherwise`."""
+
+    cdef object _runtime, _bypassed, _bind, _values, _otherwise
+    cdef Py_ssize_t _direct
+    cdef Tally _stats
+    cdef _Route _route
+
+    def __init__(self, runtime, bind, values, Py_ssize_t direct, Tally stats not None, otherwise):
+        self._runtime = runtime
+        self._bypassed = runtime.bypassed
+        self._bind = bind
+        self._values = values
+        self._direct = direct
+        self._stats = stats
+        self._otherwise = otherwise
+
+    def __call__(self, load, Py_ssize_t skip, tuple args not None, dict kwargs not None):
+        """Return the value; the first `skip` arguments are not in the key."""
+        return self._serve(load, skip, args, kwargs)
+
+    def of(self, load, Py_ssize_t skip):
+        """Return this as a function of its arguments alone."""
+        return _Served.__new__(_Served, self, load, skip)
+
+    def many(self, list arguments not None):
+        """Return (bound, {argument: value} of the plain hits, (argument, key, answer) of the others).
+
+        None when an argument does not have the key's parameters in order, or two of them are of one key.
+        """
+        cdef _Route route = self._routed()
+        cdef list keys, answers
+        cdef list rest = []
+        cdef dict found = {}
+        cdef object argument, answer, value
+        cdef Py_ssize_t i
+        for argument in arguments:
+            if (len(<tuple>argument) if isinstance(argument, tuple) else 1) != self._direct:
+                return None
+        keys = route.renderer.from_many(arguments)
+        if len(set(keys)) != len(keys):
+            return None
+        answers = list(route.bound.read_many(keys))
+        if len(answers) != len(keys):
+            raise ValueError("as many answers as keys")
+        for i in range(len(keys)):
+            answer = answers[i]
+            if type(answer) is bytes:
+                try:
+                    value = answer if route.load is bytes else route.load(answer)
+                except Exception:
+                    pass
+                else:
+                    found[arguments[i]] = value
+                    continue
+            rest.append((arguments[i], keys[i], answer))
+        self._stats.hits += len(found)
+        return route.bound, found, rest
+
+    cdef object _serve(self, object load, Py_ssize_t skip, tuple args, dict kwargs):
+        cdef _Route route
+        cdef object key, found, value
+        cdef tuple values
+        cdef char room[ROOM]
+        cdef Text text
+        cdef Py_ssize_t end
+        if (<Bypass>self._bypassed).holds() if type(self._bypassed) is Bypass else self._bypassed():
+            return load(*args, **kwargs)
+        route = self._routed()
+        if skip or len(args) != self._direct or kwargs:
+            values = self._values(args[skip:], kwargs)
+        else:
+            values = args
+        _begin_request(&text, room)
+        try:
+            route.renderer.render(&text, values)
+            end = text.size
+            try:
+                if isinstance(route.read, _Reader):
+                    found = (<_Reader>route.read).fetch(&text)
+                else:
+                    found = route.read(_key(&text, end))
+            except NodeError as error:
+                found = error
+            if type(found) is bytes:
+                try:
+                    value = found if route.load is bytes else route.load(found)
+                except Exception:  # what is loaded runs code of the value's class; whatever it raises is a miss
+                    pass
+                else:
+                    self._stats.hits += 1
+                    return value
+            key = _key(&text, end)
+        finally:
+            drop(&text)
+        return self._otherwise(route.bound, load, args, kwargs, key, found)
+
+    cdef _Route _routed(self):
+        cdef _Route route = self._route
+        if route is None or route.driver is not self._runtime.active:
+            route = _Route.__new__(_Route)
+            route.bound, route.renderer, route.load = self._bind()
+            route.driver = route.bound.driver
+            route.read = route.bound.read
+            self._route = route
+        return route
+
+
+@cython.final
+cdef class _Served:
+    cdef Call _call
+    cdef object _load
+    cdef Py_ssize_t _skip
+
+    def __cinit__(self, Call call not None, load, Py_ssize_t skip):
+        self._call = call
+        self._load = load
+        self._skip = skip
+
+    def __call__(self, *args, **kwargs):
+        return self._call._serve(self._load, self._skip, args, kwargs)

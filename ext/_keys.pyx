@@ -411,6 +411,9 @@ cdef class Ring:
         PyMem_Free(self._seeds)
         PyMem_Free(self._weights)
 
+    def __len__(self):
+        return self._count
+
     def owner(self, bytes key not None):
         """Return the position of the node that owns `key`."""
         return self.find(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))

@@ -19,17 +19,19 @@ if IMPL == "c":
 
 if TYPE_CHECKING or IMPL == "python":
     from leasecache._pure import Reply, Wire, parse_reply
-    from leasecache._pure_hits import MemoryReader, NodeReader, RingReader, Tally
+    from leasecache._pure_hits import Bypass, Call, MemoryReader, NodeReader, RingReader, Tally
     from leasecache._pure_keys import Renderer, Ring, percent_encode, shorten
     from leasecache._pure_mux import Mux, MuxReader, Pending
 else:
-    from leasecache._hits import MemoryReader, NodeReader, RingReader, Tally
+    from leasecache._hits import Bypass, Call, MemoryReader, NodeReader, RingReader, Tally
     from leasecache._hot import Reply, Wire, parse_reply
     from leasecache._keys import Renderer, Ring, percent_encode, shorten
     from leasecache._mux import Mux, MuxReader, Pending
 
 __all__ = [
     "IMPL",
+    "Bypass",
+    "Call",
     "MemoryReader",
     "Mux",
     "MuxReader",

@@ -1,9 +1,10 @@
 """Compiled twin of `leasecache._pure_hits`: the short way of a plain hit."""
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
-from leasecache._keys import Ring
+from leasecache._keys import Renderer, Ring
 
 Rest = Callable[[Sequence[bytes], Any, Any, int], Sequence[Any]]
 
@@ -43,3 +44,31 @@ class MemoryReader:
     ) -> None: ...
     def __call__(self, key: bytes) -> Any:
         """Return the value of a plain hit, or the answer."""
+
+class Bypass:
+    """Tells whether calls in this context must neither be served nor fill."""
+
+    def __init__(self, switch: ContextVar[bool], in_transaction: Callable[[], bool] | None) -> None: ...
+    def __call__(self) -> bool:
+        """Return true inside `Cache.bypass` and while the application is in a transaction."""
+
+class Call:
+    """Calls one cached function: plain hits are served here, whatever else a call turns out to be, by `otherwise`."""
+
+    def __init__(
+        self,
+        runtime: Any,
+        bind: Callable[[], tuple[Any, Renderer, Callable[[bytes], Any]]],
+        values: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...]],
+        direct: int,
+        stats: Tally,
+        otherwise: Callable[..., Any],
+    ) -> None: ...
+    def __call__(self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the value; the first `skip` arguments are not in the key."""
+
+    def of(self, load: Callable[..., Any], skip: int) -> Callable[..., Any]:
+        """Return this as a function of its arguments alone."""
+
+    def many(self, arguments: list[Any]) -> tuple[Any, dict[Any, Any], list[tuple[Any, bytes, Any]]] | None:
+        """Return (bound, {argument: value} of the plain hits, (argument, key, answer) of the others)."""

@@ -34,5 +34,6 @@ class Ring:
     """Says which node owns a key: weighted rendezvous hashing, in whole numbers but for one division."""
 
     def __init__(self, seeds: Sequence[int], weights: Sequence[float]) -> None: ...
+    def __len__(self) -> int: ...
     def owner(self, key: bytes) -> int:
         """Return the position of the node that owns `key`."""

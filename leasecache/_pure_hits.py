@@ -1,9 +1,10 @@
 """Pure-Python twin of `leasecache._hits`: the short way of a plain hit."""
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
-from leasecache._pure_keys import Ring
+from leasecache._pure_keys import Renderer, Ring
 from leasecache.errors import NodeError
 
 CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
@@ -91,6 +92,8 @@ class RingReader:
         """Take the nodes' readers in the order of the ring's seeds."""
         self._ring = ring
         self._readers = tuple(readers)
+        if len(self._readers) != len(ring):
+            raise ValueError("as many readers as nodes")
 
     def __call__(self, key: bytes) -> Any:
         """Return what the reader of the key's owner returns."""
@@ -119,3 +122,102 @@ class MemoryReader:
     def __call__(self, key: bytes) -> Any:
         """Return the value of a plain hit, or the answer."""
         return self._rest(key)
+
+
+class Bypass:
+    """Tells whether calls in this context must neither be served nor fill."""
+
+    __slots__ = ("_in_transaction", "_switch")
+
+    def __init__(self, switch: ContextVar[bool], in_transaction: Callable[[], bool] | None) -> None:
+        """`switch` is true inside `Cache.bypass`."""
+        self._switch = switch
+        self._in_transaction = in_transaction
+
+    def __call__(self) -> bool:
+        """Return true inside `Cache.bypass` and while the application is in a transaction."""
+        return self._switch.get() or (self._in_transaction is not None and bool(self._in_transaction()))
+
+
+class Call:
+    """Calls one cached function: plain hits are served here, whatever else a call turns out to be, by `otherwise`."""
+
+    __slots__ = ("_bind", "_direct", "_otherwise", "_route", "_runtime", "_stats", "_values")
+
+    def __init__(
+        self,
+        runtime: Any,
+        bind: Callable[[], tuple[Any, Renderer, Callable[[bytes], Any]]],
+        values: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...]],
+        direct: int,
+        stats: Tally,
+        otherwise: Callable[..., Any],
+    ) -> None:
+        """`direct` positional arguments are the key's fields in order; `values` finds those of other calls.
+
+        `bind` gives what is bound to the active store, its renderer, and what makes a value of a plain hit's bytes.
+        `otherwise` takes what was bound, the loader, its arguments, the key, and the answer, or the bytes that were no
+        value.
+        """
+        self._runtime = runtime
+        self._bind = bind
+        self._values = values
+        self._direct = direct
+        self._stats = stats
+        self._otherwise = otherwise
+        self._route: tuple[Any, Renderer, Callable[[bytes], Any]] | None = None
+
+    def __call__(self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the value; the first `skip` arguments are not in the key."""
+        if self._runtime.bypassed():
+            return load(*args, **kwargs)
+        bound, renderer, decode = self._routed()
+        direct = not skip and not kwargs and len(args) == self._direct
+        key = renderer.from_python(args if direct else self._values(args[skip:], kwargs))
+        try:
+            found = bound.read(key)
+        except NodeError as error:
+            found = error
+        if type(found) is not bytes:
+            return self._otherwise(bound, load, args, kwargs, key, found)
+        try:
+            value = decode(found)
+        except Exception:  # what is loaded runs code of the value's class; whatever it raises is a miss
+            return self._otherwise(bound, load, args, kwargs, key, found)
+        self._stats.hits += 1
+        return value
+
+    def of(self, load: Callable[..., Any], skip: int) -> Callable[..., Any]:
+        """Return this as a function of its arguments alone."""
+        return lambda *args, **kwargs: self(load, skip, args, kwargs)
+
+    def many(self, arguments: list[Any]) -> tuple[Any, dict[Any, Any], list[tuple[Any, bytes, Any]]] | None:
+        """Return (bound, {argument: value} of the plain hits, (argument, key, answer) of the others).
+
+        None when an argument does not have the key's parameters in order, or two of them are of one key.
+        """
+        bound, renderer, decode = self._routed()
+        if any((len(a) if isinstance(a, tuple) else 1) != self._direct for a in arguments):
+            return None
+        keys = renderer.from_many(arguments)
+        if len(set(keys)) != len(keys):
+            return None
+        found: dict[Any, Any] = {}
+        rest = []
+        for argument, key, answer in zip(arguments, keys, bound.read_many(keys), strict=True):
+            try:
+                if type(answer) is bytes:
+                    found[argument] = decode(answer)
+                else:
+                    rest.append((argument, key, answer))
+            except Exception:
+                rest.append((argument, key, answer))
+        hits = len(found)  # beforehand: a call between read and write would lose counts of other threads
+        self._stats.hits += hits
+        return bound, found, rest
+
+    def _routed(self) -> tuple[Any, Renderer, Callable[[bytes], Any]]:
+        route = self._route
+        if route is None or route[0].driver is not self._runtime.active:
+            route = self._route = self._bind()
+        return route

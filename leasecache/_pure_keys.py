@@ -181,6 +181,9 @@ class Ring:
         self._weights = tuple(weights)
         self._even = len(set(weights)) == 1
 
+    def __len__(self) -> int:
+        return len(self._seeds)
+
     def owner(self, key: bytes) -> int:
         """Return the position of the node that owns `key`."""
         if len(self._seeds) == 1:

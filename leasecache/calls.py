@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from leasecache._accel import Call, Renderer
 from leasecache.batch import gather
-from leasecache.codecs import DecodeError
 from leasecache.errors import NodeError
 from leasecache.flow import Flow, fetch, look_up, renew
 from leasecache.function import Args, Bound, FunctionCore, Kwargs, Loader
-from leasecache.lease import Answer
 from leasecache.signature import KeySignature
 from leasecache.task import Entry, Task
 
@@ -18,31 +17,12 @@ class CachedCore(FunctionCore):
 
     signature: KeySignature
 
-    def call(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Any:
-        """Return the value; a plain hit is served without entering a flow. `skip` arguments are not in the key."""
-        runtime, bound, signature = self._runtime, self._bound, self.signature
-        if runtime.bypassed():
-            return load(*args, **kwargs)
-        if bound is None or bound.driver is not runtime.active:
-            bound = self.bind()
-        if kwargs or skip or len(args) != signature.direct:
-            key = bound.render(signature.values(args[skip:], kwargs))
-        else:
-            key = bound.render(args)
-        answer: bytes | Answer | NodeError
-        try:
-            answer = bound.read(key)
-        except NodeError as error:
-            answer = error
-        if type(answer) is bytes:
-            try:
-                value = bound.decode(bound.flags, answer)
-            except DecodeError:  # the flow drops it by its token and loads
-                return self._run(bound, key, lambda: load(*args, **kwargs), look_up).value
-            self.stats.hits += 1
-            return value
-        found: Any = answer
-        return self._run(bound, key, lambda: load(*args, **kwargs), lambda task: fetch(task, found)).value
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what `FunctionCore` takes."""
+        super().__init__(*args, **kwargs)
+        self.call = Call(
+            self._runtime, self._shortcut, self.signature.values, self.signature.direct, self.stats, self._unplain
+        )
 
     def lookup(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Entry:
         """Return the value with its provenance."""
@@ -77,16 +57,42 @@ class CachedCore(FunctionCore):
 
         An argument is a tuple of the key's parameters, or the only one; `others` are ignored parameters by name.
         """
-        loads = self.signature.loads(load, arguments, others)
+        asked = list(dict.fromkeys(arguments))
         if self._runtime.bypassed():
-            return {argument: loading() for argument, (_, loading) in loads.items()}
-        bound = self.bind()
+            return {argument: loading() for argument, (_, loading) in self.signature.loads(load, asked, others).items()}
+        served = None if others else self.call.many(asked)
+        if served is None:
+            return self._get_many(self.bind(), load, asked, others)
+        bound, values, rest = served
+        if not rest:
+            return values
+        loads = self.signature.loads(load, [argument for argument, _, _ in rest], others)
+        tasks = {key: self.task(bound, key, loads[argument][1]) for argument, key, _ in rest}
+        loaded = self._settle(bound, tasks, [answer for _, _, answer in rest])
+        values |= {argument: loaded[key] for argument, key, _ in rest}
+        return {argument: values[argument] for argument in asked}
+
+    def _get_many(self, bound: Bound, load: Loader, asked: list[Any], others: Kwargs) -> dict[Any, Any]:
+        """Do the same when arguments are ignored, left to their defaults, or share a key."""
+        loads = self.signature.loads(load, asked, others)
         keys = {argument: bound.render(values) for argument, (values, _) in loads.items()}
         tasks = {keys[argument]: self.task(bound, keys[argument], loading) for argument, (_, loading) in loads.items()}
-        found = self.sort(bound, tasks, bound.read_many(list(tasks)))
+        return self.named(self._settle(bound, tasks, bound.read_many(list(tasks))), keys)
+
+    def _settle(self, bound: Bound, tasks: dict[bytes, Task], answers: Iterable[Any]) -> dict[bytes, Any]:
+        found = self.sort(bound, tasks, answers)
         steps = gather(found.flows, look_up, deferred=found.lost)
-        values = found.merge(bound.driver.run_many(steps) if found.flows or found.lost else ())
-        return self.named(values, keys)
+        return found.merge(bound.driver.run_many(steps) if found.flows or found.lost else ())
+
+    def _shortcut(self) -> tuple[Bound, Renderer, Callable[[bytes], Any]]:
+        bound = self.bind()
+        return bound, self.template.renderer(bound.driver.store.namespace, self.name), self.codec.load
+
+    def _unplain(self, bound: Bound, load: Loader, args: Args, kwargs: Kwargs, key: bytes, found: Any) -> Any:
+        """Return the value of a call that was no plain hit; `found` is the answer, or bytes that were no value."""
+        # Those the flow looks up anew: it drops the item by its token and loads.
+        flow = look_up if type(found) is bytes else lambda task: fetch(task, found)
+        return self._run(bound, key, lambda: load(*args, **kwargs), flow).value
 
     def _run(self, bound: Bound, key: bytes, load: Callable[[], Any], flow: Callable[[Task], Flow]) -> Entry:
         task = self.task(bound, key, load)

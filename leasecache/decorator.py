@@ -5,12 +5,12 @@ What a method here returns is awaited when the function is cached by an `AsyncCa
 
 import importlib
 from collections.abc import Callable, Iterable
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import wrapt
 
+from leasecache._accel import Call
 from leasecache.acalls import AsyncCachedCore
 from leasecache.amany import AsyncCachedManyCore
 from leasecache.calls import CachedCore
@@ -117,16 +117,19 @@ class _ManyBound(_Binding, _ManySurface, wrapt.BoundFunctionWrapper[..., Any]):
 
 
 class _Wrapper(wrapt.FunctionWrapper[..., Any]):
-    """A decorated function."""
+    """A decorated function.
+
+    `__call__` is a slot: a call finds in it what serves this function, without a method of Python in between.
+    """
+
+    __slots__ = ("__call__",)
+    __call__: Callable[..., Any]
 
     def __init__(self, fn: Callable[..., Any], core: Any) -> None:
         super().__init__(fn, _unused)
         self._self_core = core
         self._self_skip = 1 if core.signature.is_method and not isinstance(fn, (classmethod, staticmethod)) else 0
-        self._self_call = partial(core.call, fn, self._self_skip)  # an attribute of a wrapper is slow to look up
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._self_call(args, kwargs)
+        self.__call__ = _served(core.call, fn, self._self_skip)
 
     def __reduce_ex__(self, protocol: Any) -> str:
         return self.__wrapped__.__qualname__
@@ -148,6 +151,10 @@ class _ManyFunction(_Wrapper, _ManySurface):
 
 def _attribute(module: str, path: str) -> Any:
     return attrgetter(path)(importlib.import_module(module))
+
+
+def _served(call: Any, fn: Callable[..., Any], skip: int) -> Callable[..., Any]:
+    return call.of(fn, skip) if isinstance(call, Call) else lambda *args, **kwargs: call(fn, skip, args, kwargs)
 
 
 def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:

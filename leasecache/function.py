@@ -38,8 +38,9 @@ class Runtime(Protocol):
     def driver(self) -> Any:
         """Return the active driver. Raises ConfigError before `configure`."""
 
-    def bypassed(self) -> bool:
-        """Tell whether calls must neither be served nor fill."""
+    @property
+    def bypassed(self) -> Callable[[], bool]:
+        """What tells whether calls must neither be served nor fill."""
 
 
 class Bound(NamedTuple):

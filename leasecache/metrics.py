@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from leasecache._accel import Tally
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
 from leasecache.fork import forget_after_fork
 
@@ -37,13 +38,12 @@ class Histogram:
         self.total += seconds
 
 
-class FunctionStats:
-    """One function's counters since the process started or was forked."""
+class FunctionStats(Tally):
+    """One function's counters since the process started or was forked; `hits` is where plain hits count themselves."""
 
     __slots__ = (
         "__weakref__",
         "failed",
-        "hits",
         "loaded",
         "misread",
         "misses",
@@ -56,6 +56,7 @@ class FunctionStats:
     )
 
     def __init__(self) -> None:
+        super().__init__()
         self.forget()
         forget_after_fork(self)
 

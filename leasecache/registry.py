@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
+from leasecache._accel import Bypass
 from leasecache.config import check_guard, parse_url
 from leasecache.decorator import decorate, plain
 from leasecache.errors import ConfigError, DefinitionError
@@ -32,8 +33,8 @@ class Registry(Generic[D]):
 
     def __init__(self, in_transaction: Callable[[], bool] | None = None) -> None:
         self.active: D | None = None
-        self._in_transaction = in_transaction
-        self._bypassed: ContextVar[bool] = ContextVar("leasecache_bypass", default=False)
+        self._bypass: ContextVar[bool] = ContextVar("leasecache_bypass", default=False)
+        self.bypassed = Bypass(self._bypass, in_transaction)
         self._warn_unguarded = False
         self._functions: list[FunctionCore] = []
 
@@ -50,11 +51,11 @@ class Registry(Generic[D]):
     @contextlib.contextmanager
     def bypass(self) -> Iterator[None]:
         """Neither serve nor fill in this context; for a transaction that has written."""
-        token = self._bypassed.set(True)
+        token = self._bypass.set(True)
         try:
             yield
         finally:
-            self._bypassed.reset(token)
+            self._bypass.reset(token)
 
     @contextlib.contextmanager
     def override(self, url: str) -> Iterator[None]:
@@ -72,10 +73,6 @@ class Registry(Generic[D]):
         if self.active is None:
             raise ConfigError("this cache has no URL yet; call cache.configure('memcached://host:port') at start")
         return self.active
-
-    def bypassed(self) -> bool:
-        """Tell whether calls in this context must neither be served nor fill."""
-        return self._bypassed.get() or (self._in_transaction is not None and self._in_transaction())
 
     def _open(self, url: str) -> D:
         """Return a driver of the store at `url`."""
