@@ -9,14 +9,14 @@ import pytest
 import uvloop
 
 from leasecache import _accel
-from leasecache.lab import MemcachedServer, RedisServer
+from leasecache.config import open_store
+from leasecache.lab import MemcachedServer, RedisCluster, RedisServer, redis_cluster
 from leasecache.stores import greeting
 from leasecache.stores.alocal import AsyncLocalStore
 from leasecache.stores.amemcached import AsyncMemcachedNode
 from leasecache.stores.arouted import AsyncRoutedStore
 from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
-from leasecache.stores.redis import RedisNode
 from leasecache.stores.routed import RoutedStore
 from tests.driven import DrivenStore
 from tests.twins import TWINS
@@ -51,11 +51,21 @@ KINDS = [f"{kind}-{twin}" for kind in ("memory", *SERVERS) for twin in ("c", "py
 ASYNC_KINDS = ["async_memory-c", "uvloop_memcached-c", *(f"async_{kind}" for kind in KINDS if "memory" not in kind)]
 
 
-@pytest.fixture(params=["redis", *KINDS, *ASYNC_KINDS])
+@pytest.fixture(scope="session")
+def shared_redis_cluster() -> Iterator[RedisCluster]:
+    """A cluster of two primaries like that."""
+    with redis_cluster() as cluster:
+        yield cluster
+
+
+REDIS = {"redis": "shared_redis", "redis_cluster": "shared_redis_cluster"}
+
+
+@pytest.fixture(params=[*REDIS, *KINDS, *ASYNC_KINDS])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Each store, sync and async; in memory and on memcached of either kind by compiled code and by its pure twin."""
-    if request.param == "redis":
-        opened: Any = RoutedStore([RedisNode(request.getfixturevalue("shared_redis").address)])
+    if request.param in REDIS:
+        opened: Any = open_store(request.getfixturevalue(REDIS[request.param]).url)
     else:
         kind, _, implementation = request.param.partition("-")
         use_twin(implementation, monkeypatch)

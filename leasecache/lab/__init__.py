@@ -6,7 +6,7 @@ Every server is a context manager, has a temporary directory of its own, and die
 from leasecache.lab.memcached import MemcachedServer
 from leasecache.lab.postgres import PostgresServer
 from leasecache.lab.proxy import TcpProxy
-from leasecache.lab.redis import RedisServer
+from leasecache.lab.redis import RedisCluster, RedisServer, Watched, redis_cluster, watched_redis
 from leasecache.lab.servers import Server, ServerError, free_port, wait_until
 from leasecache.lab.topology import DataCentre, two_data_centres
 from leasecache.lab.warden import Warden
@@ -15,12 +15,16 @@ __all__ = [
     "DataCentre",
     "MemcachedServer",
     "PostgresServer",
+    "RedisCluster",
     "RedisServer",
     "Server",
     "ServerError",
     "TcpProxy",
     "Warden",
+    "Watched",
     "free_port",
+    "redis_cluster",
     "two_data_centres",
     "wait_until",
+    "watched_redis",
 ]
