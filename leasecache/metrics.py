@@ -6,6 +6,7 @@ without the GIL (free-threaded builds) two threads may count one event between t
 """
 
 import time
+import weakref
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -76,12 +77,15 @@ class FunctionStats(Tally):
 
 
 class NodeStats:
-    """One node's errors by kind since the process started or was forked, and since when it is left alone."""
+    """One node's errors by kind since the process started or was forked, and since when it is left alone.
 
-    __slots__ = ("__weakref__", "broken", "down", "down_since", "protocol", "timeout")
+    The nodes of a cluster that routes by itself share one, and are up when all of them are.
+    """
+
+    __slots__ = ("__weakref__", "_marks", "broken", "down", "protocol", "timeout")
 
     def __init__(self) -> None:
-        self.down_since: float | None = None  # on the monotonic clock; None = up, or not asked yet
+        self._marks: dict[weakref.ref[object], float] = {}  # who leaves a node alone, since when (monotonic s)
         self.forget()
         forget_after_fork(self)
 
@@ -91,6 +95,19 @@ class NodeStats:
         self.broken = 0  # connection refused, reset, or ended in the middle
         self.protocol = 0  # an answer that the protocol does not allow
         self.down = 0  # not asked, because it is marked down
+
+    @property
+    def down_since(self) -> float | None:
+        """When a node was marked down that still is, on the monotonic clock; None = up, or not asked yet."""
+        return min((since for probe, since in list(self._marks.items()) if probe() is not None), default=None)
+
+    def mark(self, probe: object) -> None:
+        """Note that `probe` leaves its node alone from now on, if it does not yet."""
+        self._marks.setdefault(weakref.ref(probe), time.monotonic())
+
+    def unmark(self, probe: object) -> None:
+        """Note that the node of `probe` is up."""
+        self._marks.pop(weakref.ref(probe), None)
 
     def count(self, error: NodeError) -> None:
         """Count one error that talking to the node has raised."""

@@ -45,8 +45,7 @@ class Probe:
                 self.delay = min(self.delay * 2 or FIRST, MOST)
                 self._until = now + self.delay
                 self._probing = False
-                if self._errors.down_since is None:
-                    self._errors.down_since = now
+                self._errors.mark(self)
 
     def passed_on(self) -> None:
         """Let the next caller probe: this one was cancelled before it knew."""
@@ -60,5 +59,5 @@ class Probe:
         if self.delay:
             with self._lock:
                 self.delay = self._until = 0.0
-                self._errors.down_since = None
+                self._errors.unmark(self)
                 self._probing = False

@@ -1,6 +1,7 @@
 """Counters, histograms, snapshots, and what Prometheus is shown of them."""
 
 import ast
+import gc
 import json
 import sys
 import threading
@@ -168,6 +169,24 @@ def test_no_call_between_read_and_write() -> None:
     assert wrong == []
 
 
+def test_several_probes_of_one_node() -> None:
+    """A cluster is down as long as one of its nodes is, and since the first of these; one that has gone counts no more.
+
+    Guard: a mark for each probe, which does not keep it alive.
+    """
+    stats, first, second = NodeStats(), Shown(), Shown()
+    stats.mark(first)
+    since = stats.down_since
+    stats.mark(second)
+    stats.mark(first)
+    assert stats.down_since == since
+    stats.unmark(first)
+    assert stats.down_since is not None
+    del second
+    gc.collect()
+    assert stats.down_since is None
+
+
 def test_errors_by_kind() -> None:
     """Each class of error of a node is a kind of its own."""
     stats = NodeStats()
@@ -186,7 +205,8 @@ def test_nodes_on_the_network_are_watched(kind: Any) -> None:
 def test_a_forked_child_counts_from_nothing() -> None:
     """What the parent has counted it reports itself, a node that is down stays down. Guard: forget_after_fork."""
     cache = Shown()
-    cache.counted.hits, cache.node.errors.timeout, cache.node.errors.down_since = 5, 3, 1.0
+    cache.counted.hits, cache.node.errors.timeout = 5, 3
+    cache.node.errors.mark(cache)
     cache.counted.waited.observe(1)
     told = json.loads(in_a_child(lambda: json.dumps(cache.stats().to_json())))
     [function], [node] = told["functions"], told["nodes"]
@@ -318,7 +338,7 @@ def test_several_caches() -> None:
     shop.counted.waited.observe(1)
     again.counted.waited.observe(1)
     shop.node.errors.timeout = again.node.errors.timeout = 1
-    again.node.errors.down_since = 1.0
+    again.node.errors.mark(again)
     scraped = scrape(shop, again, ads)
     hits = samples(scraped["leasecache_calls"], result="hit")
     assert {labels[1]: value for labels, value in hits.items()} == {"shop": 3, "": 4}
