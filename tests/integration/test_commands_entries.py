@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 from pymemcache.client.base import Client
-from redis import Redis
 
 from leasecache import Cache, Hit, Lease, Stored
 from leasecache.cli import main
-from leasecache.lab import MemcachedServer, RedisServer, TcpProxy, free_port, wait_until
+from leasecache.lab import MemcachedServer, RedisCluster, RedisServer, TcpProxy, free_port
 from tests.fix_daemon import run_to_exit
 
 Run = Callable[..., tuple[int, bytes, str]]
@@ -286,23 +285,11 @@ def test_stats_of_redis(redis: RedisServer, run: Run) -> None:
     assert (code, err, redis.address in out.decode()) == (0, "", True)
 
 
-def test_stats_of_a_redis_cluster(run: Run) -> None:
+def test_stats_of_a_redis_cluster(shared_redis_cluster: RedisCluster, run: Run) -> None:
     """A cluster shows a row for each of its primaries."""
-    with RedisServer("--cluster-enabled", "yes") as server, redis_client(server) as client:
-        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        wait_until(lambda: cluster_is_up(client), 20, "the cluster to be up")
-        code, out, err = run("stats", "--cache", f"redis+cluster://{server.address}", "--json")
-        assert (code, err, [node["node"] for node in json.loads(out)]) == (0, "", [server.address])
-
-
-def redis_client(server: RedisServer) -> Any:
-    """A plain client, to be closed."""
-    return closing(Redis(port=server.port, protocol=2))
-
-
-def cluster_is_up(client: Any) -> bool:
-    """Whether all slots are served."""
-    return bool(client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+    code, out, err = run("stats", "--cache", shared_redis_cluster.url, "--json")
+    addresses = sorted(primary.address for primary in shared_redis_cluster.primaries)
+    assert (code, err, [node["node"] for node in json.loads(out)]) == (0, "", addresses)
 
 
 def test_stats_of_a_node_that_is_down(memcached: MemcachedServer, run: Run) -> None:

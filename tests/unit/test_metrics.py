@@ -157,7 +157,7 @@ def test_threads_lose_no_count() -> None:
 
 def test_no_call_between_read_and_write() -> None:
     """Nobody writes `stats.hits += f()`: it reads, calls, and writes what may be out of date by then."""
-    counters = {name for kind in (FunctionStats, NodeStats) for name in kind.__slots__}
+    counters = {*COUNTERS, *KINDS}
     wrong = [
         f"{path.name}:{node.lineno}"
         for path in PACKAGE.rglob("*.py")
