@@ -1,5 +1,6 @@
 """leasecache: a cache for Python and Postgres that is never stale by accident."""
 
+from leasecache.acache import AsyncCache
 from leasecache.cache import Cache
 from leasecache.errors import (
     ConfigError,
@@ -17,6 +18,7 @@ from leasecache.rules import row
 from leasecache.task import Entry
 
 __all__ = [
+    "AsyncCache",
     "Cache",
     "ConfigError",
     "DefinitionError",
