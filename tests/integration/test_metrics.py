@@ -1,15 +1,17 @@
 """Figures of a cache on real servers: what its calls and its nodes have counted, and what a scrape shows of it."""
 
+import asyncio
 import json
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from leasecache import Cache, NodeError
+from leasecache import AsyncCache, Cache, NodeError
 from leasecache.config import open_store
 from leasecache.lab import MemcachedServer, TcpProxy, free_port, wait_until
 from leasecache.lease import Lease, Stored
@@ -302,12 +304,17 @@ def test_a_forked_worker_shows_its_own(cache: Cache) -> None:
     assert counters(cache) == {"misses": 1, "won": 1, "hits": 1}
 
 
-def test_a_scrape_of_a_cache(cache: Cache) -> None:
-    """A collector shows what the cache has counted, also when it was registered before the cache had a URL."""
-    late = Cache()
+def scrape(*caches: Cache | AsyncCache) -> str:
+    """What a collector of these caches shows."""
     registry = CollectorRegistry()
-    registry.register(LeasecacheCollector(cache, late))
-    generate_latest(registry)
+    registry.register(LeasecacheCollector(*caches))
+    return generate_latest(registry).decode()
+
+
+def test_a_scrape_of_a_cache(cache: Cache) -> None:
+    """A collector shows what the cache has counted, also when it was made before a cache had a URL."""
+    late = Cache()
+    scrape(cache, late)
 
     @cache.cached("item:{item_id}", ttl=60)
     def get_item(item_id: int) -> int:
@@ -316,10 +323,72 @@ def test_a_scrape_of_a_cache(cache: Cache) -> None:
     get_item(1)
     get_item(1)
     late.configure(f"{url_of(cache)}late")
-    text = generate_latest(registry).decode()
-    families = {family.name: family for family in text_string_to_metric_families(text)}
+    families = {family.name: family for family in text_string_to_metric_families(scrape(cache, late))}
     calls = {sample.labels["result"]: sample.value for sample in families["leasecache_calls"].samples}
     assert calls == {"hit": 1, "stale": 0, "miss": 1}
     namespaces = {sample.labels["cache"] for sample in families["leasecache_node_up"].samples}
     assert namespaces == {cache.stats().namespace, f"{cache.stats().namespace}late"}
     late.close()
+
+
+def test_an_asynchronous_cache(cache: Cache) -> None:
+    """Tasks are counted as threads are, and a scrape adds the figures of both caches of a namespace up."""
+    callers = 8
+
+    @cache.cached("item:{item_id}", ttl=60)
+    def get_item(item_id: int) -> int:
+        return item_id
+
+    async def use() -> str:
+        async with AsyncCache.from_url(url_of(cache)) as twin:
+
+            @twin.cached("other:{item_id}", ttl=60, wait_for=SOON, lease_for=60)
+            async def get_other(item_id: int) -> int:
+                while twin.stats().functions[0].misses < callers:
+                    await asyncio.sleep(0.001)
+                return item_id
+
+            herd = asyncio.gather(*(get_other(1) for _ in range(callers)))
+            assert await asyncio.wait_for(herd, SOON) == [1] * callers
+            await get_other(1)
+            assert await get_other.get_many([1]) == {1: 1}
+            [function], [node] = twin.stats().functions, twin.stats().nodes
+            assert (function.hits, function.misses, function.won) == (2, callers, 1)
+            assert (function.loaded.count, function.waited.count) == (1, callers - 1)
+            assert (node.connections_open, node.connections_idle) == (1, 1)
+            return scrape(cache, twin)
+
+    get_item(1)
+    text = asyncio.run(use())
+    assert sorted(re.findall(r'calls_total.*result="miss".* (\S+)', text)) == ["1.0", "8.0"]
+    assert re.findall(r'node_connections.*state="idle".* (\S+)', text) == ["2.0"]
+
+
+def test_a_node_that_does_not_answer_tasks(shared_memcached: MemcachedServer) -> None:
+    """An asynchronous node counts timeouts, and those who fail fast after them, and is up once it answers."""
+
+    async def use() -> None:
+        with TcpProxy(shared_memcached.port) as proxy:
+            async with AsyncCache.from_url(f"memcached://{proxy.address}?timeout=1") as cache:
+
+                @cache.cached("item:{item_id}", ttl=60)
+                async def get_item(item_id: int) -> int:
+                    return item_id
+
+                await get_item(0)
+                proxy.stall()
+                assert await get_item(1) == 1
+                [node] = cache.stats().nodes
+                assert (node.errors["timeout"] >= 1, node.up) == (True, False)
+                await asyncio.wait_for(_until(lambda: cache.stats().nodes[0].errors["down"] > 0, get_item), SOON)
+                proxy.flow()
+                await asyncio.wait_for(_until(lambda: cache.stats().nodes[0].up, get_item), SOON)
+
+    asyncio.run(use())
+
+
+async def _until(condition: Callable[[], bool], call: Callable[[int], Awaitable[int]]) -> None:
+    """Call a function until a condition holds."""
+    while not condition():
+        assert await call(2) == 2
+        await asyncio.sleep(0.01)
