@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from leasecache.acalls import AsyncCachedCore
 from leasecache.adriver import AsyncDriver
@@ -13,10 +13,13 @@ from leasecache.config import open_async_store
 from leasecache.keys import check_key
 from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.metrics import Stats, snapshot
-from leasecache.policy import Policy
+from leasecache.policy import Policy, PolicyFields
 from leasecache.registry import Registry, check_lease, check_value, chosen
 from leasecache.rules import Row
 from leasecache.surface import AsyncCachedFunction, AsyncCachedManyFunction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,7 +67,7 @@ class AsyncCache(Registry[AsyncDriver]):
         policy: Policy | None = None,
         depends_on: Row | Sequence[Row] | None = None,
         ignore: Sequence[str] = (),
-        **fields: Any,
+        **fields: "Unpack[PolicyFields]",
     ) -> Callable[[Callable[P, Awaitable[R]]], AsyncCachedFunction[P, R]]:
         """Cache a coroutine function under keys of `template`; see `Cache.cached`."""
         policy = chosen(policy, fields)
@@ -82,7 +85,7 @@ class AsyncCache(Registry[AsyncDriver]):
         policy: Policy | None = None,
         depends_on: Row | Sequence[Row] | None = None,
         ignore: Sequence[str] = (),
-        **fields: Any,
+        **fields: "Unpack[PolicyFields]",
     ) -> Callable[[Callable[P, Awaitable[Mapping[K, V]]]], AsyncCachedManyFunction[P, K, V]]:
         """Cache a coroutine function that takes a batch and returns {argument: value}; see `Cache.cached_many`."""
         policy = chosen(policy, fields)
