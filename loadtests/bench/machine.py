@@ -1,5 +1,6 @@
 """What a run ran on: without it, its figures mean nothing."""
 
+import os
 import platform
 import re
 import subprocess
@@ -30,6 +31,7 @@ def description() -> dict[str, Any]:
         "implementation": IMPL,
         "system": platform.platform(),
         "cpu": _cpu(),
+        "cpus": os.cpu_count(),
         "clock_ns": clock(),
         "memcached": _served(memcached_program, "-V"),
         "redis": _served(redis_program, "--version"),

@@ -8,7 +8,7 @@ from loadtests.bench.site import Site, host_port
 TTL = 3600  # s
 TIME_LIMIT = 1.0  # s; what leasecache has by default
 POOL = 64  # connections of a client that threads share
-BUFFER = 64 * 1024  # bytes; meta-memcache's default of 4 KiB is too small for a batch
+BUFFER = 64 * 1024  # bytes, which hold 100 values
 
 
 def pymemcache(site: Site, timeout: float | None = None) -> Any:
