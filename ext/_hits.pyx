@@ -14,7 +14,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.ref cimport PyObject
 
 from leasecache._hot cimport Mark, Wire, mark_flags
-from leasecache._keys cimport Renderer, Ring, Text, begin, drop, put
+from leasecache._keys cimport Renderer, Ring, Text, begin, drop, put, put_number
 
 from leasecache.errors import NodeError
 
@@ -41,6 +41,52 @@ cdef class Tally:
     cdef public long long hits
 
 
+@cython.final
+cdef class Marks:
+    """Draws the marks by which random numbers of ours become CAS numbers."""
+
+    cdef object _bits
+    cdef unsigned long long _fixed
+
+    def __init__(self, bits, unsigned long long fixed):
+        self._bits = bits
+        self._fixed = fixed
+
+    def __call__(self):
+        """Return the next mark."""
+        return b" E%d" % self._next()
+
+    cdef unsigned long long _next(self) except? 0:
+        return <unsigned long long>self._bits(62) | self._fixed
+
+
+cdef class ConnectionState:
+    """The fields of a connection that readers look at."""
+
+    cdef public object wire, mark
+    cdef public long long epoch, term
+    cdef public bint pooled
+
+
+cdef class PoolState:
+    """The fields of a pool that readers look at."""
+
+    cdef public list idle
+    cdef public long long term, waiting
+
+
+cdef class EpochState:
+    """The field of the count of connections that readers look at."""
+
+    cdef public long long latest
+
+
+cdef class ProbeState:
+    """The field of a node's back-off that readers look at."""
+
+    cdef public double delay
+
+
 cdef class _Reader:
     cdef object fetch(self, Text *text):
         """Return the value of a plain hit, or the answer, for the key that stands behind "mg "."""
@@ -61,13 +107,23 @@ cdef class _Reader:
 cdef class NodeReader(_Reader):
     """Reads keys from one memcached server: plain hits over an idle connection, all else by `rest`."""
 
-    cdef object _pool, _idle, _probe, _epochs, _rest
+    cdef PoolState _pool
+    cdef ProbeState _probe
+    cdef EpochState _epochs
+    cdef object _rest
     cdef bytes _tail
     cdef Mark _mark
 
-    def __init__(self, pool, probe, epochs, bytes tail not None, unsigned long flags, rest):
+    def __init__(
+        self,
+        PoolState pool not None,
+        ProbeState probe not None,
+        EpochState epochs not None,
+        bytes tail not None,
+        unsigned long flags,
+        rest,
+    ):
         self._pool = pool
-        self._idle = pool.idle
         self._probe = probe
         self._epochs = epochs
         self._tail = tail
@@ -97,8 +153,9 @@ cdef class NodeReader(_Reader):
 
     cdef object fetch(self, Text *text):
         cdef Py_ssize_t end = text.size
-        cdef object connection = self._take()
-        cdef object epoch, found
+        cdef ConnectionState connection = self._take()
+        cdef long long epoch
+        cdef object found
         if connection is None:
             return self._rest((_key(text, end),), None, None, 0)[0]
         epoch = self._epochs.latest  # before the request is sent: a later connection may be to a restarted server
@@ -108,7 +165,7 @@ cdef class NodeReader(_Reader):
         except NodeError as error:
             found = error
         except BaseException:  # a signal, a greenlet's timeout: half an answer may be left on the wire
-            self._pool.discard(connection)
+            (<object>self._pool).discard(connection)
             raise
         if type(found) is bytes:
             self._give_back(connection)
@@ -117,37 +174,42 @@ cdef class NodeReader(_Reader):
             found = [found]
         return self._rest((_key(text, end),), connection, found, epoch)[0]
 
-    cdef object _ask(self, object connection, const Text *text):
+    cdef object _ask(self, ConnectionState connection, const Text *text):
         cdef object wire = connection.wire
         if type(wire) is Wire:
             return (<Wire>wire).ask(text.data, text.size, &self._mark)
         return wire.hit(PyBytes_FromStringAndSize(text.data, text.size), self._mark.flags)
 
-    cdef object _take(self):
+    cdef ConnectionState _take(self):
         """Return an idle connection; None when there is none, or the node is left alone."""
-        if self._probe.delay or not self._idle:
+        cdef list idle = self._pool.idle
+        if self._probe.delay != 0 or not idle:
             return None
-        return self._idle.pop()
+        return idle.pop()
 
-    cdef int _give_back(self, object connection) except -1:
+    cdef int _give_back(self, ConnectionState connection) except -1:
         """Do what `release` of the pool does, of a connection that was idle before."""
         if connection.term != self._pool.term or self._pool.waiting:
-            self._pool.release(connection)
+            (<object>self._pool).release(connection)
         else:
-            self._idle.append(connection)
+            self._pool.idle.append(connection)
         return 0
 
     cdef int _put_tail(self, Text *text, object mark) except -1:
         cdef bytes marked
         put(text, PyBytes_AS_STRING(self._tail), PyBytes_GET_SIZE(self._tail))
-        if mark is not bytes:  # which marks nothing
+        if type(mark) is Marks:
+            put(text, b" E", 2)
+            put_number(text, (<Marks>mark)._next())
+        elif mark is not bytes:  # which marks nothing
             marked = mark()
             put(text, PyBytes_AS_STRING(marked), PyBytes_GET_SIZE(marked))
         return put(text, b"\r\n", 2)
 
     cdef object _answers(self, list keys):
-        cdef object connection = self._take()
-        cdef object epoch, found, one
+        cdef ConnectionState connection = self._take()
+        cdef long long epoch
+        cdef object found, one
         if connection is None:
             return self._rest(keys, None, None, 0)
         epoch = self._epochs.latest
@@ -156,7 +218,7 @@ cdef class NodeReader(_Reader):
         except NodeError as error:
             return self._rest(keys, connection, error, epoch)
         except BaseException:
-            self._pool.discard(connection)
+            (<object>self._pool).discard(connection)
             raise
         for one in <list>found:
             if type(one) is not bytes:
@@ -164,7 +226,7 @@ cdef class NodeReader(_Reader):
         self._give_back(connection)
         return found
 
-    cdef object _ask_many(self, object connection, list keys):
+    cdef object _ask_many(self, ConnectionState connection, list keys):
         cdef char room[ROOM]
         cdef Text text
         cdef object wire = connection.wire

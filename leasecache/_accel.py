@@ -19,11 +19,35 @@ if IMPL == "c":
 
 if TYPE_CHECKING or IMPL == "python":
     from leasecache._pure import Reply, Wire, parse_reply
-    from leasecache._pure_hits import Bypass, Call, MemoryReader, NodeReader, RingReader, Tally
+    from leasecache._pure_hits import (
+        Bypass,
+        Call,
+        ConnectionState,
+        EpochState,
+        Marks,
+        MemoryReader,
+        NodeReader,
+        PoolState,
+        ProbeState,
+        RingReader,
+        Tally,
+    )
     from leasecache._pure_keys import Renderer, Ring, percent_encode, shorten
     from leasecache._pure_mux import Mux, MuxReader, Pending
 else:
-    from leasecache._hits import Bypass, Call, MemoryReader, NodeReader, RingReader, Tally
+    from leasecache._hits import (
+        Bypass,
+        Call,
+        ConnectionState,
+        EpochState,
+        Marks,
+        MemoryReader,
+        NodeReader,
+        PoolState,
+        ProbeState,
+        RingReader,
+        Tally,
+    )
     from leasecache._hot import Reply, Wire, parse_reply
     from leasecache._keys import Renderer, Ring, percent_encode, shorten
     from leasecache._mux import Mux, MuxReader, Pending
@@ -32,11 +56,16 @@ __all__ = [
     "IMPL",
     "Bypass",
     "Call",
+    "ConnectionState",
+    "EpochState",
+    "Marks",
     "MemoryReader",
     "Mux",
     "MuxReader",
     "NodeReader",
     "Pending",
+    "PoolState",
+    "ProbeState",
     "Renderer",
     "Reply",
     "Ring",

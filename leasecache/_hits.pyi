@@ -14,10 +14,45 @@ class Tally:
     hits: int
     def __init__(self) -> None: ...
 
+class Marks:
+    """Draws the marks by which random numbers of ours become CAS numbers."""
+
+    def __init__(self, bits: Callable[[int], int], fixed: int) -> None: ...
+    def __call__(self) -> bytes:
+        """Return the next mark."""
+
+class ConnectionState:
+    """The fields of a connection that readers look at."""
+
+    wire: Any
+    mark: Callable[[], bytes]
+    epoch: int
+    term: int
+    pooled: bool
+
+class PoolState:
+    """The fields of a pool that readers look at."""
+
+    idle: list[Any]
+    term: int
+    waiting: int
+
+class EpochState:
+    """The field of the count of connections that readers look at."""
+
+    latest: int
+
+class ProbeState:
+    """The field of a node's back-off that readers look at."""
+
+    delay: float
+
 class NodeReader:
     """Reads keys from one memcached server: plain hits over an idle connection, all else by `rest`."""
 
-    def __init__(self, pool: Any, probe: Any, epochs: Any, tail: bytes, flags: int, rest: Rest) -> None: ...
+    def __init__(
+        self, pool: PoolState, probe: ProbeState, epochs: EpochState, tail: bytes, flags: int, rest: Rest
+    ) -> None: ...
     def __call__(self, key: bytes) -> Any:
         """Return the value of a plain hit, or the answer. Raises NodeError."""
 

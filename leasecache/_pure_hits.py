@@ -24,14 +24,72 @@ class Tally:
         self.hits = 0
 
 
+class Marks:
+    """Draws the marks by which random numbers of ours become CAS numbers.
+
+    Each is for one command that makes a CAS; servers know them since 1.6.27.
+    """
+
+    __slots__ = ("_bits", "_fixed")
+
+    def __init__(self, bits: Callable[[int], int], fixed: int) -> None:
+        """`bits(n)` gives n random bits; those of `fixed` are set in every number."""
+        self._bits = bits
+        self._fixed = fixed
+
+    def __call__(self) -> bytes:
+        """Return the next mark."""
+        return b" E%d" % (self._bits(62) | self._fixed)
+
+
+class ConnectionState:
+    """The fields of a connection that readers look at."""
+
+    __slots__ = ("epoch", "mark", "pooled", "term", "wire")
+
+    wire: Any
+    mark: Callable[[], bytes]  # for each command that makes a CAS
+    epoch: int  # its number in the process's count of connections
+    term: int  # how often its pool had been closed when it was opened
+    pooled: bool  # it served before, and may have died since
+
+
+class PoolState:
+    """The fields of a pool that readers look at."""
+
+    __slots__ = ("idle", "term", "waiting")
+
+    idle: list[Any]  # connections, the latest last; the same list for ever
+    term: int  # how often the pool has been closed
+    waiting: int  # callers that wait for a connection
+
+
+class EpochState:
+    """The field of the count of connections that readers look at."""
+
+    __slots__ = ("latest",)
+
+    latest: int
+
+
+class ProbeState:
+    """The field of a node's back-off that readers look at."""
+
+    __slots__ = ("delay",)
+
+    delay: float  # s between two probes, 0 = up
+
+
 class NodeReader:
     """Reads keys from one memcached server: plain hits over an idle connection, all else by `rest`."""
 
     __slots__ = ("_epochs", "_flags", "_pool", "_probe", "_rest", "_tail")
 
-    def __init__(self, pool: Any, probe: Any, epochs: Any, tail: bytes, flags: int, rest: Rest) -> None:
+    def __init__(
+        self, pool: PoolState, probe: ProbeState, epochs: EpochState, tail: bytes, flags: int, rest: Rest
+    ) -> None:
         """`tail` follows a key in a lease-get, before the connection's mark; `flags` are those of a plain hit."""
-        self._pool = pool
+        self._pool: Any = pool
         self._probe = probe
         self._epochs = epochs
         self._tail = tail

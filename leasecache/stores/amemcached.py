@@ -280,7 +280,9 @@ class AsyncMemcachedNode:
         conversation, terms = await self._called()
         self._item_size_max = terms.item_size_max
         mark = NUMBERS.mark if terms.explicit else bytes
-        mux = _accel.Mux(f"memcached {self.name}", self, self._epoch, EPOCH.advance(), mark, self._timeout, _accel.parse_reply)
+        mux = _accel.Mux(
+            f"memcached {self.name}", self, self._epoch, EPOCH.advance(), mark, self._timeout, _accel.parse_reply
+        )
         conversation.hand_over(mux)
         self._muxes[loop] = mux
         return mux

@@ -29,10 +29,11 @@ Build = Callable[[Connection[Wire]], bytes]  # the request, for this connection
 Read = Callable[[list[Reply], int, int, C], T]  # replies, epoch when they were asked for, that of the connection
 
 
-class NoEpoch:
+class NoEpoch(_accel.EpochState):
     """Instead of EPOCH behind a proxy, whose connections survive restarts of the server: they prove nothing."""
 
-    latest = NO_CONNECTION
+    def __init__(self) -> None:
+        self.latest = NO_CONNECTION
 
 
 class MemcachedNode:

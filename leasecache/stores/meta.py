@@ -41,14 +41,6 @@ class Complaint(NodeError):
     """The server could not do it, and said so as the protocol allows."""
 
 
-def explicit(cas: int) -> bytes:
-    """Return the mark that makes `cas` the item's new CAS number, for every command here that takes a `mark`.
-
-    Only servers since 1.6.27 know it; for the others the mark is empty.
-    """
-    return b" E%d" % cas
-
-
 def lease_get(key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes = b"") -> bytes:
     """Ask for the value, or for the lease on a stub that lives `lease_for` s; N comes before t (server order)."""
     if refresh_ahead:

@@ -6,20 +6,19 @@ import random
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
+from leasecache._accel import ConnectionState, EpochState, Marks, PoolState
 from leasecache.errors import NodeError, NodeTimeout
 from leasecache.fork import forget_after_fork
 from leasecache.lease import EXPLICIT_CAS
-from leasecache.stores import meta
 
 SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # of this machine, not of the node
 
 
-class Epoch:
+class Epoch(EpochState):
     """Counts the connections of this process in the order in which they were established."""
 
     def __init__(self) -> None:
@@ -47,6 +46,7 @@ class CasNumbers:
     def __init__(self) -> None:
         self._random = random.Random()
         self._bits = self._random.getrandbits  # one call into C: threads cannot share a number
+        self.mark = Marks(self._bits, EXPLICIT_CAS)
         forget_after_fork(self)
 
     def forget(self) -> None:
@@ -56,10 +56,6 @@ class CasNumbers:
     def draw(self) -> int:
         """Return the next number."""
         return self._bits(62) | EXPLICIT_CAS
-
-    def mark(self) -> bytes:
-        """Return the mark that makes the next number an item's CAS."""
-        return meta.explicit(self._bits(62) | EXPLICIT_CAS)
 
 
 EPOCH = Epoch()
@@ -77,18 +73,20 @@ class Closable(Protocol):
 W = TypeVar("W", bound=Closable)
 
 
-class Connection(Generic[W]):
+class Connection(ConnectionState, Generic[W]):
     """A wire and when it was established; `pooled` tells whether it served before, and may have died since."""
 
-    __slots__ = ("__weakref__", "_sock", "epoch", "mark", "pooled", "term", "wire")
+    __slots__ = ("__weakref__", "_sock")
+
+    wire: W
 
     def __init__(self, wire: W, sock: Any, *, explicit: bool = False) -> None:
         """`sock` is the wire's; `explicit` tells whether its server takes CAS numbers from us."""
         self.wire = wire
-        self.mark: Callable[[], bytes] = NUMBERS.mark if explicit else bytes  # for each command that makes a CAS
+        self.mark = NUMBERS.mark if explicit else bytes
         self.epoch = EPOCH.advance()
         self.pooled = False
-        self.term = 0  # how often its pool had been closed when it was opened
+        self.term = 0
         self._sock = sock
 
     @property
@@ -102,16 +100,18 @@ class Connection(Generic[W]):
         return bool(poller.poll(0))
 
 
-class Pool(Generic[W]):
+class Pool(PoolState, Generic[W]):
     """At most `limit` connections; one that is idle is used again, the latest first."""
+
+    idle: list[Connection[W]]
 
     def __init__(self, connect: Callable[[], Connection[W]], limit: int, patience: float) -> None:
         """`connect` opens one; a caller waits up to `patience` s for one when `limit` are busy."""
         self._connect = connect
         self._limit = limit
         self._patience = patience
-        self.term = 0  # how often it has been closed
-        self.idle: deque[Connection[W]] = deque()  # the same object for ever: readers hold on to it
+        self.term = 0
+        self.idle = []
         self._open: WeakSet[Connection[W]] = WeakSet()  # weak: one that a signal took from its user is not open
         self._changed = threading.Condition()
         self.waiting = 0
@@ -184,7 +184,7 @@ class Pool(Generic[W]):
         """Close the connections that nobody uses now and the server has ended; a restart ends them all."""
         for _ in range(len(self.idle)):
             try:
-                connection = self.idle.popleft()
+                connection = self.idle.pop(0)
             except IndexError:  # other threads took the rest
                 return
             if connection.ended:

@@ -3,6 +3,7 @@
 import threading
 import time
 
+from leasecache._accel import ProbeState
 from leasecache.errors import NodeError
 from leasecache.fork import forget_after_fork
 from leasecache.metrics import NodeStats
@@ -10,7 +11,7 @@ from leasecache.metrics import NodeStats
 FIRST, MOST = 0.1, 5.0  # s a failed node is left alone, doubling
 
 
-class Probe:
+class Probe(ProbeState):
     """Fails fast while a node is down, and lets one caller probe it after each back-off."""
 
     def __init__(self, errors: NodeStats) -> None:
