@@ -5,6 +5,7 @@ of a Unix socket, `redis:///run/redis.sock?db=0`; over TLS `rediss`. Parsing ope
 """
 
 import difflib
+import importlib
 import math
 import os
 import re
@@ -148,7 +149,8 @@ def open_store(url: str) -> Store:
     from leasecache.stores.routed import RoutedStore
 
     if parsed.scheme.startswith("redis"):
-        return RoutedStore(_redis().nodes(**_redis_options(parsed)), parsed.namespace, parsed.weights)
+        nodes = _redis("leasecache.stores.redis_nodes").nodes(**_redis_options(parsed))
+        return RoutedStore(nodes, parsed.namespace, parsed.weights)
     from leasecache.stores.memcached import MemcachedNode
 
     options = memcached_options(parsed)
@@ -162,8 +164,12 @@ def open_async_store(url: str) -> AsyncStore:
         from leasecache.stores.alocal import AsyncLocalStore
 
         return AsyncLocalStore(open_store(url))  # type: ignore[arg-type]
-    from leasecache.stores.amemcached import AsyncMemcachedNode
     from leasecache.stores.arouted import AsyncRoutedStore
+
+    if parsed.scheme.startswith("redis"):
+        found = _redis("leasecache.stores.aredis_nodes").nodes(**_redis_options(parsed))
+        return AsyncRoutedStore(found, parsed.namespace, parsed.weights)
+    from leasecache.stores.amemcached import AsyncMemcachedNode
 
     options = memcached_options(parsed)
     if "pool" in options:
@@ -185,14 +191,13 @@ def _redis_options(parsed: CacheUrl) -> dict[str, Any]:
     return options | given | {"username": user or None, "password": password, "db": parsed.db, "tls": _tls(parsed)}
 
 
-def _redis() -> Any:
+def _redis(module: str) -> Any:
     try:
-        from leasecache.stores import redis_nodes
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise
         raise ConfigError("a redis:// cache needs redis-py; run: pip install 'leasecache[redis]'") from None
-    return redis_nodes
 
 
 def _tls(parsed: CacheUrl) -> Any:

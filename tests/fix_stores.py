@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from leasecache import _accel
-from leasecache.config import open_store
+from leasecache.config import open_async_store, open_store
 from leasecache.lab import MemcachedServer, RedisCluster, RedisServer, redis_cluster
 from leasecache.stores import greeting
 from leasecache.stores.alocal import AsyncLocalStore
@@ -59,13 +59,16 @@ def shared_redis_cluster() -> Iterator[RedisCluster]:
 
 
 REDIS = {"redis": "shared_redis", "redis_cluster": "shared_redis_cluster"}
+ASYNC_REDIS = [f"async_{kind}" for kind in REDIS]
 
 
-@pytest.fixture(params=[*REDIS, *KINDS, *ASYNC_KINDS])
+@pytest.fixture(params=[*REDIS, *ASYNC_REDIS, *KINDS, *ASYNC_KINDS])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Each store, sync and async; in memory and on memcached of either kind by compiled code and by its pure twin."""
-    if request.param in REDIS:
-        opened: Any = open_store(request.getfixturevalue(REDIS[request.param]).url)
+    if "redis" in request.param:
+        driven, kind = request.param.startswith("async_"), request.param.removeprefix("async_")
+        url = request.getfixturevalue(REDIS[kind]).url
+        opened: Any = DrivenStore(open_async_store(url), asyncio.new_event_loop()) if driven else open_store(url)
     else:
         kind, _, implementation = request.param.partition("-")
         use_twin(implementation, monkeypatch)

@@ -10,7 +10,7 @@ from leasecache.stores.redis import RedisNode, address_of
 from leasecache.stores.redis_calls import RedisCalls, ShortWay
 from leasecache.stores.redis_leases import Exchange, Replies
 from leasecache.stores.redis_link import Access, ask_once
-from leasecache.stores.redis_route import Hop, Slots, Survey, route
+from leasecache.stores.redis_route import Hop, Members, Slots, Survey, route
 
 
 class RedisCluster(RedisCalls):
@@ -23,21 +23,19 @@ class RedisCluster(RedisCalls):
         self.name = ",".join(seeds)
         self.errors = NodeStats()
         self._access = access or Access()
-        self._limit = pool
         self._slots = Slots(seeds)
-        self._primaries = self._slots.primaries
-        self._nodes: dict[str, RedisNode] = {}
+        self._members = Members(self._slots, lambda name: RedisNode(name, self._access, pool=pool, cluster=self.errors))
 
     @property
     def connections(self) -> tuple[int, int]:
         """The number of connections that are open, and of those among them that are idle."""
-        sizes = [node.connections for node in list(self._nodes.values())]
+        sizes = [node.connections for node in list(self._members.by_name.values())]
         return sum(size[0] for size in sizes), sum(size[1] for size in sizes)
 
     def short_way(self, refresh_ahead: float, flags: int) -> ShortWay:
         """Return a look at a key that gives the value of a plain hit, and None when a lease-get is needed."""
         ways: dict[RedisNode, ShortWay] = {}
-        owner, nodes = self._slots.owner, self._nodes
+        owner, nodes = self._slots.owner, self._members.by_name
 
         def get(key: bytes) -> bytes | None:
             node = nodes.get(owner(key) or "")
@@ -57,44 +55,29 @@ class RedisCluster(RedisCalls):
         """Send each command to the owner of its key. What no node has done is answered with a NodeError."""
         journey = route(request, self._slots)
         try:
-            hop = next(journey)
+            hops = next(journey)
             while True:
-                hop = journey.send(self._perform(hop))
+                hops = journey.send([self._perform(hop) for hop in hops])
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         finally:
-            self._retire()
+            for node in self._members.retired():
+                node.close()
 
     def stats(self) -> dict[str, Any]:
         """Return the figures of each primary by its name (Redis documentation, "INFO")."""
         self.exchange(Exchange([]))
-        return {name: self._node(name).stats() for name in sorted(self._slots.primaries)}
+        return {name: self._members.get(name).stats() for name in sorted(self._slots.primaries)}
 
     def close(self) -> None:
         """Close idle connections; the cluster can be used again."""
-        for node in list(self._nodes.values()):
+        for node in list(self._members.by_name.values()):
             node.close()
 
     def _perform(self, hop: Hop | Survey) -> Any:
         try:
             if isinstance(hop, Hop):
-                return self._node(hop.node).exchange(hop.exchange)
+                return self._members.get(hop.node).exchange(hop.exchange)
             return wire.read_slots(ask_once(address_of(hop.node), self._access, wire.SLOTS)[0])
         except NodeError as error:
             return error
-
-    def _node(self, name: str) -> RedisNode:
-        node = self._nodes.get(name)
-        if node is None:
-            node = RedisNode(name, self._access, pool=self._limit, cluster=self.errors)
-        return self._nodes.setdefault(name, node)
-
-    def _retire(self) -> None:
-        """Close the connections to what is no longer a primary: back in office, it may have missed invalidations."""
-        if self._primaries is self._slots.primaries:
-            return
-        self._primaries = self._slots.primaries
-        for name in set(self._nodes) - self._primaries:
-            node = self._nodes.pop(name, None)
-            if node is not None:
-                node.close()

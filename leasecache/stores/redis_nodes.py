@@ -10,7 +10,7 @@ from leasecache.stores.redis_link import Access
 
 def nodes(
     names: Sequence[str], *, cluster: bool, service: str | None, pool: int = 64, **access: Any
-) -> list[RedisNode] | list[RedisCluster]:
+) -> Sequence[RedisNode | RedisCluster]:
     """Return nodes that open nothing yet; `names` are those of servers, of Sentinels or of some of a cluster's nodes.
 
     `access` are the fields of Access.

@@ -1,7 +1,7 @@
 """Which node of a Redis cluster gets a command: slots, and redirections while the topology changes.
 
-A generator yields hops, each an exchange with one node, and is resumed with the replies or the NodeError. Source: Redis
-cluster specification, "Redirection and resharding".
+A generator yields hops that may go at once, each an exchange with one node, and is resumed with what came of each: the
+replies, or the NodeError. Source: Redis cluster specification, "Redirection and resharding".
 
 A survey has a connection to itself: any node knows the topology, but a lease may use only connections that were opened
 to a primary. A replica that is promoted may have the token of a lease without the invalidation that voided it.
@@ -9,8 +9,8 @@ to a primary. A replica that is promoted may have the token of a lease without t
 
 import time
 from collections import defaultdict
-from collections.abc import Container, Generator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Container, Generator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import ResponseError
@@ -22,6 +22,7 @@ from leasecache.stores.redis_leases import Exchange, Replies, Reply
 ROUNDS = 5  # in which commands are sent, some of them on to another node
 SURVEY_EVERY = 0.5  # s: a topology that is no older is not asked for again
 
+N = TypeVar("N")
 T = TypeVar("T")
 Address = tuple[str, int]
 
@@ -40,7 +41,8 @@ class Survey(NamedTuple):
 
 
 Ranges = Sequence[tuple[int, int, str, int]]  # first and last slot, host and port of the primary
-Route = Generator[Hop | Survey, Any, T]  # resumed with Replies, of a survey with Ranges; or with a NodeError
+Hops = Sequence[Hop | Survey]
+Route = Generator[Hops, Sequence[Any], T]  # resumed with Replies, of a survey with Ranges; or with a NodeError
 
 
 class Slots:
@@ -69,7 +71,7 @@ class Slots:
             return
         self._surveyed = now
         for node in sorted({*self.primaries, *self._seeds}, key=lambda node: node in avoid):
-            found: Ranges | NodeError = yield Survey(node)
+            [found] = yield [Survey(node)]
             if not isinstance(found, NodeError):
                 self._take(found, node)
                 return
@@ -82,6 +84,30 @@ class Slots:
         self.primaries = frozenset(owner for owner in owners if owner is not None)
 
 
+class Members(Generic[N]):
+    """The nodes of a cluster that commands go to, made when they are needed."""
+
+    def __init__(self, slots: Slots, make: Callable[[str], N]) -> None:
+        """`make` returns a node, not connected yet, by its name."""
+        self.by_name: dict[str, N] = {}
+        self._make = make
+        self._slots = slots
+        self._primaries = slots.primaries
+
+    def get(self, name: str) -> N:
+        """Return the node of this name."""
+        node = self.by_name.get(name)
+        return node if node is not None else self.by_name.setdefault(name, self._make(name))
+
+    def retired(self) -> list[N]:
+        """Give up what is no longer a primary and return it: back in office, it may have missed invalidations."""
+        if self._primaries is self._slots.primaries:
+            return []
+        self._primaries = self._slots.primaries
+        gone = [self.by_name.pop(name, None) for name in set(self.by_name) - self._primaries]
+        return [node for node in gone if node is not None]
+
+
 def route(request: Exchange, slots: Slots) -> Route[Replies]:
     """Send each command to the owner of its key and follow redirections; return the replies in order.
 
@@ -91,8 +117,9 @@ def route(request: Exchange, slots: Slots) -> Route[Replies]:
     for _ in range(ROUNDS):
         if journey.lost:
             yield from slots.survey(journey.failed)
-        for (node, asking), positions in journey.groups().items():
-            replies = yield Hop(node, journey.exchange(positions, asking))
+        groups = journey.groups()
+        found = yield [Hop(node, journey.exchange(positions, asking)) for (node, asking), positions in groups.items()]
+        for ((node, asking), positions), replies in zip(groups.items(), found, strict=True):
             journey.arrive(node, positions, replies, asking)
         if not journey.left:
             break

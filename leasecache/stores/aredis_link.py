@@ -1,0 +1,227 @@
+"""One asyncio connection to Redis, the twin of `redis_link.Link`, and the connections of one event loop."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from redis import exceptions
+from redis.asyncio.connection import Connection as TcpConnection
+from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
+
+from leasecache.errors import NodeTimeout, ProtocolError
+from leasecache.stores.pool import Connection
+from leasecache.stores.redis_link import FAILURES, Access, Address, failure, read
+from leasecache.stores.redis_wire import Command, Unfit, pack
+
+_left_behind: list[Any] = []  # a parent's connections: collecting one would take it from the parent's event loop
+
+
+def _once(kind: Any) -> Any:
+    """Return the class of redis-py's connection with one life: connecting again would let its epoch lie."""
+
+    class Once(kind):  # type: ignore[misc]
+        spent = False
+
+        async def _connect(self) -> None:
+            if self.spent:
+                raise exceptions.ConnectionError("connection closed")
+            self.spent = True
+            await super()._connect()
+
+    return Once
+
+
+_TCP, _TLS, _UNIX = _once(TcpConnection), _once(SSLConnection), _once(UnixDomainSocketConnection)
+
+
+class AsyncLink:
+    """A connection that answers commands. After an error, and after a cancelled call, it must be closed."""
+
+    def __init__(self, address: Address, access: Access) -> None:
+        """Connects by `open`."""
+        arguments = access.arguments() | {"socket_timeout": None}  # ours is for a whole exchange
+        self._timeout = access.timeout
+        self._connect_timeout = access.connect_timeout + access.timeout
+        self._expired = False
+        if isinstance(address, str):
+            self._connection = _UNIX(path=address, **arguments)
+        else:
+            self._connection = (_TCP if access.tls is None else _TLS)(host=address[0], port=address[1], **arguments)
+        # can_read is redis-py 8's name
+        self._unread: Callable[[], Awaitable[bool]] = getattr(self._connection, "can_read", None) or (
+            self._connection.can_read_destructive
+        )
+
+    async def open(self) -> None:
+        """Connect and authenticate. Raises NodeError, and Unfit when we are not let in."""
+        try:
+            await asyncio.wait_for(self._connection.connect(), self._connect_timeout)
+        except exceptions.ResponseError as error:
+            raise Unfit(f"it refuses us: {error}") from error
+        except asyncio.TimeoutError as error:
+            raise NodeTimeout("no connection in time") from error
+        except FAILURES as error:
+            raise failure(error) from error
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands and return what each read from its reply, or its ResponseError. Raises NodeError.
+
+        A script that the server does not know is sent in full: NOSCRIPT is per command, and nothing ran.
+        """
+        replies = await self._talk(b"".join([command.packed for command in commands]), len(commands))
+        lost = [i for i, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
+        if lost:
+            again = await self._talk(b"".join([commands[i].spelled_out for i in lost]), len(lost))
+            for i, reply in zip(lost, again, strict=True):
+                replies[i] = reply
+        return read(commands, replies)
+
+    async def ask(self, commands: Sequence[Sequence[bytes]]) -> list[Any]:
+        """Send commands; return the replies, or their ResponseErrors. Raises NodeError."""
+        return await self._talk(b"".join([pack(parts) for parts in commands]), len(commands))
+
+    async def get(self, key: bytes) -> Any:
+        """Return the reply to a GET, or None in place of a ResponseError. Raises NodeError."""
+        [reply] = await self._talk(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key), 1)
+        return None if isinstance(reply, exceptions.ResponseError) else reply
+
+    def close(self) -> None:
+        """Close the socket; never raises."""
+        writer = self._connection._writer
+        if writer is not None:
+            writer.transport.abort()
+            self._connection._close()
+
+    def leave(self) -> None:
+        """Let go of the connection in a forked child; its descriptor's number stays taken, whoever closes it."""
+        writer = self._connection._writer
+        if writer is not None:
+            with contextlib.suppress(OSError), open(os.devnull, "rb") as nothing:
+                os.dup2(nothing.fileno(), writer.get_extra_info("socket").fileno())
+            _left_behind.append(self._connection)
+
+    async def _talk(self, request: bytes, count: int) -> list[Any]:
+        """Send and receive under one deadline; what arrived while nothing was asked is no answer to anything."""
+        alarm = asyncio.get_running_loop().call_later(self._timeout, self._expire)
+        try:
+            if await self._unread():
+                raise ProtocolError("bytes after the last expected reply")
+            await self._connection.send_packed_command([request], check_health=False)
+            return [await self._reply() for _ in range(count)]
+        except FAILURES as error:
+            raise NodeTimeout("no answer in time") if self._expired else failure(error) from error
+        finally:
+            alarm.cancel()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._connection._writer.transport.abort()
+
+    async def _reply(self) -> Any:
+        try:
+            return await self._connection.read_response(disable_decoding=True)
+        except exceptions.ResponseError as error:
+            return error
+
+
+async def ask_once(address: Address, access: Access, commands: Sequence[Sequence[bytes]]) -> list[Any]:
+    """Return the replies to commands over a connection of their own. Raises NodeError."""
+    link = AsyncLink(address, access)
+    try:
+        await link.open()
+        return await link.ask(commands)
+    finally:
+        link.close()
+
+
+class LoopPool:
+    """At most `limit` connections of one event loop to one node; one that is idle is used again, the latest first."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection[AsyncLink]]], limit: int, patience: float) -> None:
+        """`connect` opens one; a caller waits up to `patience` s for one when `limit` are busy."""
+        self.idle: deque[Connection[AsyncLink]] = deque()
+        self.open: set[Connection[AsyncLink]] = set()
+        self._connect = connect
+        self._limit = limit
+        self._patience = patience
+        self._opening = 0
+        self._term = 0
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    async def acquire(self) -> Connection[AsyncLink]:
+        """Return a connection for one exchange. Raises NodeError, or NodeTimeout when all stay busy."""
+        deadline = time.monotonic() + self._patience
+        while not self.idle:
+            if len(self.open) + self._opening < self._limit:
+                return await self._establish()
+            if not await self._change(deadline):
+                raise NodeTimeout(f"all {self._limit} connections stayed busy for {self._patience:g} s")
+        return self.idle.pop()
+
+    async def acquire_before(self, epoch: int) -> Connection[AsyncLink] | None:
+        """Return a connection established no later than `epoch`, or None when none of those is left."""
+        deadline = time.monotonic() + self._patience
+        while any(connection.epoch <= epoch for connection in self.open):
+            for connection in self.idle:
+                if connection.epoch <= epoch:
+                    self.idle.remove(connection)
+                    return connection
+            if not await self._change(deadline):
+                return None
+        return None
+
+    def release(self, connection: Connection[AsyncLink]) -> None:
+        """Give back a connection whose exchange was read to its end."""
+        if connection.term != self._term:
+            return self.discard(connection)
+        connection.pooled = True
+        self.idle.append(connection)
+        self._changed()
+        return None
+
+    def discard(self, connection: Connection[AsyncLink]) -> None:
+        """Close a connection that may hold half an answer, or that broke."""
+        connection.wire.close()
+        self.open.discard(connection)
+        self._changed()
+
+    def drop_idle(self) -> None:
+        """Close the connections that nobody uses now."""
+        while self.idle:
+            self.discard(self.idle.pop())
+
+    def close(self) -> None:
+        """Close the connections, those in use when they come back; the pool can be used again."""
+        self._term += 1
+        self.drop_idle()
+
+    async def _establish(self) -> Connection[AsyncLink]:
+        self._opening += 1
+        term = self._term
+        try:
+            connection = await self._connect()
+            connection.term = term
+            self.open.add(connection)
+            return connection
+        finally:
+            self._opening -= 1
+            self._changed()
+
+    async def _change(self, deadline: float) -> bool:
+        """Wait until a connection comes back or goes; False when time is over."""
+        change = asyncio.get_running_loop().create_future()
+        self._waiting.add(change)
+        try:
+            await asyncio.wait((change,), timeout=max(0, deadline - time.monotonic()))
+            return change.done()
+        finally:
+            self._waiting.discard(change)
+
+    def _changed(self) -> None:
+        for change in self._waiting:
+            if not change.done():
+                change.set_result(None)
