@@ -18,13 +18,22 @@ from leasecache.flow import AHEAD_ALWAYS, refresh
 from leasecache.lab import MemcachedServer, TcpProxy, wait_until
 from leasecache.lease import Lease, Stored
 from leasecache.task import Get, Load
+from tests.facade import BlockingCache
 
 
 @pytest.fixture(params=["memory", "memcached"])
-def cache(request: pytest.FixtureRequest) -> Iterator[Cache]:
-    """A cache in memory and one on memcached, both of the test's own."""
+def sync_cache(request: pytest.FixtureRequest) -> Iterator[Cache]:
+    """A synchronous cache in memory and one on memcached, for what only threads can do."""
     url = "memory://" if request.param == "memory" else request.getfixturevalue("memcached").url
     with Cache.from_url(url) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["memory", "memcached", "async-memory", "async-memcached"])
+def cache(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A cache in memory and one on memcached, of the test's own, synchronous and asyncio."""
+    url = request.getfixturevalue("memcached").url if request.param.endswith("memcached") else "memory://"
+    with (BlockingCache if request.param.startswith("async") else Cache.from_url)(url) as opened:
         yield opened
 
 
@@ -152,11 +161,11 @@ def test_stale_value_is_served_while_one_caller_refreshes(cache: Cache) -> None:
     assert (page(1), loader.calls) == (2, 2)
 
 
-def test_refresh_with_ignored_arguments_runs_in_the_winner(cache: Cache) -> None:
+def test_refresh_with_ignored_arguments_runs_in_the_winner(sync_cache: Cache) -> None:
     """A loader that was given things outside the key is not run behind its caller's back."""
     threads = []
 
-    @cache.cached("page:{n}", ttl=60, stale_for=30, ignore=("session",))
+    @sync_cache.cached("page:{n}", ttl=60, stale_for=30, ignore=("session",))
     def page(n: int, session: object) -> int:
         threads.append(threading.current_thread())
         return n
@@ -167,11 +176,11 @@ def test_refresh_with_ignored_arguments_runs_in_the_winner(cache: Cache) -> None
     assert threads == [threading.current_thread()] * 2
 
 
-def test_background_outlives_loaders_that_exit(cache: Cache) -> None:
+def test_background_outlives_loaders_that_exit(sync_cache: Cache) -> None:
     """A loader that calls sys.exit() ends its own refresh and no other one, however often."""
     leave = [True]
 
-    @cache.cached("page:{n}", ttl=60, stale_for=30)
+    @sync_cache.cached("page:{n}", ttl=60, stale_for=30)
     def page(n: int) -> int:
         if leave[0] and threading.current_thread() is not threading.main_thread():
             sys.exit(1)
@@ -268,7 +277,7 @@ def test_refresh_of_a_taken_value_is_refused_when_invalidated_meanwhile(cache: C
     loader = Loader()
     get_item = declare(cache, loader, wait_for=0)
     get_item(1)
-    assert cache.driver().store.lease_get(get_item.key(1), 10, AHEAD_ALWAYS).fresh  # type: ignore[union-attr]
+    assert taken(cache, get_item.key(1)).fresh
     loader.hold()
     with ThreadPoolExecutor(1) as pool:
         refreshed = pool.submit(get_item.refresh, 1)
@@ -277,6 +286,15 @@ def test_refresh_of_a_taken_value_is_refused_when_invalidated_meanwhile(cache: C
         loader.may_end.set()
         assert refreshed.result() == 1
     assert get_item.peek(1) is None
+
+
+def taken(cache: Any, key: bytes) -> Any:
+    """Win the refresh of a fresh value."""
+
+    def lease_get() -> Any:
+        return cache.driver().store.lease_get(key, 10, AHEAD_ALWAYS)
+
+    return cache.loop.run(lease_get) if isinstance(cache, BlockingCache) else lease_get()
 
 
 def held(cache: Cache, get_item: Any, *args: Any) -> Lease:
