@@ -2,8 +2,8 @@
 
 import asyncio
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 import pytest
 import uvloop
@@ -21,6 +21,7 @@ from leasecache.stores.routed import RoutedStore
 from tests.driven import DrivenStore
 from tests.twins import TWINS
 
+T = TypeVar("T")
 SWITCHED = ("MemoryReader", "Mux", "MuxReader", "NodeReader", "RingReader", "Wire", "parse_reply")
 LOOPS = {"async": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 SERVERS = {"memcached": "shared_memcached", "memcached_e": "recent_memcached"}  # with its own CAS numbers, with ours
@@ -86,6 +87,17 @@ def use_twin(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     twin = TWINS[0] if implementation == "python" else TWINS[-1]
     for name in SWITCHED:
         monkeypatch.setattr(_accel, name, getattr(twin, name))
+
+
+Run = Callable[[Coroutine[Any, Any, T]], T]
+
+
+@pytest.fixture(params=["asyncio-c", "asyncio-python", "uvloop-c"])
+def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run[Any]:
+    """A function that runs a coroutine to its end on a new event loop, with each twin."""
+    kind, _, implementation = request.param.partition("-")
+    use_twin(implementation, monkeypatch)
+    return uvloop.run if kind == "uvloop" else asyncio.run
 
 
 def _opened(kind: str, driven: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
