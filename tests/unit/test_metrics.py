@@ -2,6 +2,7 @@
 
 import ast
 import gc
+import importlib
 import json
 import sys
 import threading
@@ -365,3 +366,11 @@ def test_names_and_labels_are_escaped() -> None:
     cache.function.template.text = 'a"b\\n\n:{x}'
     [label] = {sample.labels["template"] for sample in scrape(cache)["leasecache_leases_won"].samples}
     assert label == 'a"b\\n\n:{x}'
+
+
+def test_prometheus_client_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without prometheus-client the collector's import says what to install."""
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "leasecache.prometheus")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'leasecache\[prometheus\]'"):
+        importlib.import_module("leasecache.prometheus")
