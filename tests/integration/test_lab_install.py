@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from leasecache.errors import ConfigError
-from leasecache.lab import MemcachedServer, RedisServer, account, install
+from leasecache.lab import MemcachedServer, RedisServer, account, fetch, install
 from leasecache.lab.account import Account
 
 START = """
@@ -24,7 +24,7 @@ with PostgresServer(18) as primary, primary.standby() as standby:
 @pytest.fixture(autouse=True)
 def forgotten_programs() -> None:
     """Nothing that was found before."""
-    for find in (install.memcached_program, install.redis_program, install.postgres_programs):
+    for find in (install.memcached_program, install.recent_memcached, install.redis_program, install.postgres_programs):
         find.cache_clear()
 
 
@@ -120,3 +120,38 @@ def test_root_needs_an_account_to_hand_over_to(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("leasecache.lab.account.UNPRIVILEGED", ("no-such-account",))
     with pytest.raises(ConfigError, match="no account of no-such-account exists"):
         Account.for_servers()
+
+
+def test_recent_memcached_takes_our_numbers() -> None:
+    """The recent memcached, of the system or fetched, runs as the account of servers and knows the mark E."""
+    with MemcachedServer(recent=True) as server:
+        numbers = server.ask("version").removeprefix("VERSION ").split(".")
+        assert tuple(int(number.strip()) for number in numbers) >= install.MEMCACHED_RECENT
+        assert "c4611686018427387904" in server.ask("mg item N10 c E4611686018427387904")
+
+
+def test_what_only_its_owner_can_enter_is_copied(private: Path) -> None:
+    """A fetched memcached in a private directory is run from there, and by root from a copy that its account reaches."""
+    fetched = private / "memcached"
+    (fetched / "usr/bin").mkdir(parents=True)
+    (fetched / "usr/bin/memcached").write_text("program")
+    found = install._reachable(fetched)
+    assert (found / "usr/bin/memcached").read_text() == "program"
+    assert Account.for_servers().reaches(found)
+    assert (found == fetched) == (os.geteuid() != 0)
+
+
+def test_recent_memcached_that_was_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system's memcached is too old and none was fetched, the error says what to run."""
+    monkeypatch.setattr(install, "FETCHED", tmp_path / "nothing")
+    monkeypatch.setattr(install, "is_recent", lambda program: False)
+    with pytest.raises(ConfigError, match=r"memcached is older than 1\.6\.27; run: make servers"):
+        MemcachedServer(recent=True)
+
+
+def test_fetching_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no apt-get the error says what is needed, and nothing is left behind."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"a memcached of 1\.6\.27 or later is needed; install one"):
+        fetch.fetch(tmp_path / "memcached")
+    assert not list(tmp_path.iterdir())

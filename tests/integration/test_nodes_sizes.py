@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from leasecache.codecs import UNCACHEABLE
 from leasecache.lab import MemcachedServer
 from leasecache.lease import Answer, Fill, Hit, Lease, Refused, Stored, Wait
-from leasecache.stores import meta
+from leasecache.stores import memory
 from leasecache.stores.base import Outcome
 from leasecache.stores.memcached import MemcachedNode
-from leasecache.stores.memory import OVERHEAD, MemoryStore
+from leasecache.stores.memory import MemoryStore
 
 FLAGS = 0x10000001
+OVERHEAD = 63  # bytes of an item beside key and value, as memcached counts: header 48, CAS 8, flags 4, a zero, CRLF
 LIMIT = 512 * 1024  # bytes, half the default
 
 
@@ -51,12 +52,12 @@ def is_mark(answer: Answer) -> bool:
 def test_exact_limit(node: MemcachedNode, length: int, beyond: int) -> None:
     """Whatever the length of the key, item_size_max is used to the last byte, and never asked too much of."""
     key = b"k" * length
-    outcome = stored(node, key, LIMIT - meta.ITEM_OVERHEAD - length + beyond)
+    outcome = stored(node, key, LIMIT - OVERHEAD - length + beyond)
     found = node.lease_get(key, 10)
     if beyond <= 0:
         assert outcome == Stored()
         assert isinstance(found, Hit)
-        assert len(found.value) == LIMIT - meta.ITEM_OVERHEAD - length + beyond
+        assert len(found.value) == LIMIT - OVERHEAD - length + beyond
     else:
         assert isinstance(outcome, Refused)
         assert f"item_size_max of {LIMIT} bytes" in outcome.reason
@@ -115,6 +116,6 @@ def test_refusal_for_want_of_memory_gives_the_lease_back(recent: bool) -> None:
 def test_memory_store_keeps_the_same_mark() -> None:
     """The memory store does the like with a value beyond its capacity."""
     store = MemoryStore(capacity=10_000)
-    assert stored(store, b"item", 10_000 - 4 - OVERHEAD) == Stored()
-    assert isinstance(stored(store, b"item", 10_000 - 4 - OVERHEAD + 1), Refused)
+    assert stored(store, b"item", 10_000 - 4 - memory.OVERHEAD) == Stored()
+    assert isinstance(stored(store, b"item", 10_000 - 4 - memory.OVERHEAD + 1), Refused)
     assert is_mark(store.lease_get(b"item", 10))
