@@ -1,6 +1,7 @@
 """The decorated function: it keeps its signature and gains lookup, get_many, peek, refresh, invalidate, key …
 
-What a method here returns is awaited when the function is cached by an `AsyncCache`, `key` and `original` apart.
+What a method here returns is awaited when the function is cached by an `AsyncCache`, that of `key`, `commit_message`
+and `original` apart.
 """
 
 import importlib
@@ -16,6 +17,7 @@ from leasecache.amany import AsyncCachedManyCore
 from leasecache.calls import CachedCore
 from leasecache.function import FunctionCore
 from leasecache.many import CachedManyCore
+from leasecache.messages import CommitMessage
 
 
 class _Shared:
@@ -40,6 +42,18 @@ class _Shared:
     def peek(self, *args: Any, **kwargs: Any) -> Any:
         """Return the cached Entry or None; never takes a lease, never loads."""
         return self._self_core.peek(args[self._self_skip :], kwargs)
+
+    def invalidate_on_commit(self, conn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Invalidate in every data centre when the transaction of `conn` commits, or never; arguments as `invalidate`.
+
+        `conn` is of psycopg 2 or 3, Django or SQLAlchemy. Raises ConfigError when no daemon listens.
+        """
+        return self._self_core.announce(conn, self.commit_message(*args, **kwargs))
+
+    def commit_message(self, *args: Any, **kwargs: Any) -> CommitMessage:
+        """Return the SQL and the parameters of `invalidate_on_commit`, for any other connection. Not awaited."""
+        message: CommitMessage = self._self_core.commit_message(args[self._self_skip :], kwargs)
+        return message
 
     def key(self, *args: Any, **kwargs: Any) -> bytes:
         """Return the logical key of these arguments."""

@@ -9,6 +9,7 @@ from leasecache.flow import Flow, fetch, look_up
 from leasecache.keys import KeyTemplate
 from leasecache.lease import Hit, Stale, Wait
 from leasecache.loadtime import LoadTime
+from leasecache.messages import CommitMessage, build_message
 from leasecache.metrics import FunctionStats
 from leasecache.policy import Policy
 from leasecache.rules import Row, Rule, split_table
@@ -41,6 +42,12 @@ class Runtime(Protocol):
     @property
     def bypassed(self) -> Callable[[], bool]:
         """What tells whether calls must neither be served nor fill."""
+
+    def check_heard(self, name: str) -> None:
+        """Raise ConfigError, naming the function, when no daemon hears commit messages."""
+
+    def announce(self, conn: Any, message: CommitMessage) -> Any:
+        """Run a commit message; awaited in an `AsyncCache`."""
 
 
 class Bound(NamedTuple):
@@ -110,6 +117,14 @@ class FunctionCore:
         """Return the logical key of the key's parameters. Raises TypeError naming function and field."""
         return self.bind().render(self.signature.key_values(args, kwargs))
 
+    def commit_message(self, args: Args, kwargs: Kwargs) -> CommitMessage:
+        """Return the statement that invalidates when its transaction commits. Raises ConfigError: nobody listens."""
+        return self._message([self.key(args, kwargs)])
+
+    def announce(self, conn: Any, message: CommitMessage) -> Any:
+        """Run a commit message; awaited in an `AsyncCache`."""
+        return self._runtime.announce(conn, message)
+
     def bind(self) -> Bound:
         """Return what a call needs of the store that the cache has now. Raises ConfigError before `configure`."""
         driver = self._runtime.driver()
@@ -178,6 +193,10 @@ class FunctionCore:
                 name=name, policy=policy, codec=codec, load_time=self._load_time, stats=stats, inline=self._inline
             ),
         )
+
+    def _message(self, keys: Iterable[bytes]) -> CommitMessage:
+        self._runtime.check_heard(self.name)
+        return build_message(dict.fromkeys(keys, self.policy.stale_for))
 
     def _copy(self, value: Any) -> Any:
         return self.codec.decode(*self.codec.encode(value))

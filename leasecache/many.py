@@ -7,6 +7,7 @@ from leasecache.batch import gather
 from leasecache.errors import NodeError
 from leasecache.flow import look_up, renew
 from leasecache.function import Args, Bound, FunctionCore, Kwargs, Loader
+from leasecache.messages import CommitMessage
 from leasecache.signature import BatchSignature
 from leasecache.task import Entry, Task
 
@@ -21,6 +22,10 @@ class BatchCore(FunctionCore):
     def keys(self, bound: Bound, batch: Iterable[Any]) -> dict[bytes, Any]:
         """Return {key: argument}. Raises TypeError naming function and field."""
         return {bound.render((argument,)): argument for argument in batch}
+
+    def commit_message(self, args: Args, kwargs: Kwargs) -> CommitMessage:
+        """Return the statement that invalidates these keys when its transaction commits. Raises ConfigError."""
+        return self._message(self.keys(self.bind(), args))
 
     def found(self, loaded: Any, batch: Iterable[Any]) -> list[Any]:
         """Return the value of each argument, None where it is absent. Raises TypeError when no mapping was loaded."""

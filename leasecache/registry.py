@@ -5,7 +5,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from leasecache._accel import Bypass
 from leasecache.config import check_guard, parse_url
@@ -13,15 +13,23 @@ from leasecache.decorator import decorate, plain
 from leasecache.errors import ConfigError, DefinitionError
 from leasecache.function import AnyDriver, FunctionCore, Loader
 from leasecache.keys import check_key
+from leasecache.messages import CommitMessage
 from leasecache.policy import LEASE_MOST, Policy
 from leasecache.rules import Row, RuleSet
 from leasecache.signature import BatchSignature, KeySignature
+from leasecache.transaction import asend, send
 
 D = TypeVar("D", bound=AnyDriver)
 
 
 class UnguardedWarning(UserWarning):
     """depends_on without a guard: a lost invalidation is noticed only when the ttl is over."""
+
+
+class Announcing(Protocol):
+    """A cached function, whichever."""
+
+    def commit_message(self, *args: Any, **kwargs: Any) -> CommitMessage: ...
 
 
 class Registry(Generic[D]):
@@ -32,10 +40,13 @@ class Registry(Generic[D]):
     _batch: type[FunctionCore]  # what becomes of a function of many
 
     def __init__(self, in_transaction: Callable[[], bool] | None = None) -> None:
-        self.active: D | None = None
+        self.active: D | None = None  # what calls use: the latest of those below
+        self._configured: D | None = None
+        self._overriding: list[D] = []
         self._bypass: ContextVar[bool] = ContextVar("leasecache_bypass", default=False)
         self.bypassed = Bypass(self._bypass, in_transaction)
         self._warn_unguarded = False
+        self._heard = False  # somebody hears commit messages, or nobody needs to
         self._functions: list[FunctionCore] = []
 
     def configure(self, url: str, *, guard: str | None = None) -> None:
@@ -59,20 +70,44 @@ class Registry(Generic[D]):
 
     @contextlib.contextmanager
     def override(self, url: str) -> Iterator[None]:
-        """Use another store for a while, such as `memory://` in a test; then the configured one again."""
-        replaced, active = self.active, self._open(url)
-        self.active = active
+        """Use another store for a while, such as `memory://` in a test; then the configured one again.
+
+        What is configured meanwhile is used when it is over.
+        """
+        driver = self._open(url)
+        self._overriding.append(driver)
+        self._activate()
         try:
             yield
         finally:
-            self.active = replaced
-            self._retire(active)
+            self._overriding = [other for other in self._overriding if other is not driver]
+            self._activate()
+            self._retire(driver)
 
     def driver(self) -> D:
         """Return the driver of the configured store. Raises ConfigError before `configure`."""
         if self.active is None:
             raise ConfigError("this cache has no URL yet; call cache.configure('memcached://host:port') at start")
         return self.active
+
+    def commit_message(self, function: Announcing, /, *args: Any, **kwargs: Any) -> CommitMessage:
+        """Return the SQL and the parameters that invalidate a function's key when their transaction commits.
+
+        Raises ConfigError when no daemon listens.
+        """
+        return function.commit_message(*args, **kwargs)
+
+    def check_heard(self, name: str) -> None:
+        """Raise ConfigError, naming the function, when no daemon hears commit messages."""
+        if not (self._heard or self._overriding):  # a test of what sends messages needs no daemon
+            raise ConfigError(
+                f"{name}: with guard='none' no daemon hears commit messages; "
+                "configure guard='daemon' and run `leasecache daemon`, or call invalidate() after the commit"
+            )
+
+    def announce(self, conn: Any, message: CommitMessage) -> Any:
+        """Run a commit message; awaited in an `AsyncCache`."""
+        return asend(conn, message) if self._asynchronous else send(conn, message)
 
     def _open(self, url: str) -> D:
         """Return a driver of the store at `url`."""
@@ -82,13 +117,19 @@ class Registry(Generic[D]):
         """Close a driver that is used no more."""
         raise NotImplementedError
 
+    def _activate(self) -> None:
+        self.active = self._overriding[-1] if self._overriding else self._configured
+
     def _configure(self, url: str, guard: str | None) -> None:
         parsed = parse_url(url)
         check_guard(guard)
-        replaced, self.active = self.active, self._open(url)
+        replaced, self._configured = self._configured, self._open(url)
+        self._activate()
         if replaced is not None:
             self._retire(replaced)
-        unguarded = parsed.scheme not in ("memory", "null") and (guard or parsed.guard) is None
+        guard = guard or parsed.guard
+        self._heard = guard == "daemon" or parsed.scheme == "null"
+        unguarded = parsed.scheme not in ("memory", "null") and guard is None
         self._warn_unguarded = unguarded
         self._warn_once(4)  # _warn_once, _configure, configure or from_url, who called it
 

@@ -48,11 +48,14 @@ async def functions() -> None:
     assert_type(await get_media.get_many([1, 2]), dict[int, Media | None])
     assert_type(get_media.key(1), bytes)
     await get_media.invalidate(1)
+    await get_media.invalidate_on_commit(object(), 1)
+    assert_type(cache.commit_message(get_media, 1).sql, str)
     await get_media.original(1)
     await get_media("1")  # wrong
     await get_media()  # wrong
     await get_media.lookup("1")  # wrong
     await get_media.key(1)  # wrong
+    await get_media.commit_message(1)  # wrong
     await get_media.get_many(1)  # wrong
     get_media(1).title()  # wrong
     for _ in get_media.get_many([1]):  # wrong

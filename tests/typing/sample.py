@@ -60,6 +60,9 @@ def functions() -> None:
     assert_type(get_media.get_many([1, 2]), dict[int, Media | None])
     assert_type(get_media.original(1), Media | None)
     get_media.invalidate(1)
+    get_media.invalidate_on_commit(object(), 1)
+    assert_type(cache.commit_message(get_media, 1).sql, str)
+    assert_type(cache.commit_message(get_users, 1, 2).parameters, tuple[str])
     assert_type(get_page("a"), list[Media])
     assert_type(get_page("a", number=2, session=object()), list[Media])
     assert_type(get_page.get_many([("a", 1)], session=object()), dict[tuple[str, int], list[Media]])
@@ -111,6 +114,8 @@ def batches(shop: Shop, more: Iterable[int]) -> None:
     get_users.lookup("1")  # wrong
     get_users.key("1")  # wrong
     get_users.invalidate([1])  # wrong
+    get_users.invalidate_on_commit(object(), "1")  # wrong
+    cache.commit_message(len, 1)  # wrong
     get_users.get_many([1])  # wrong
     get_users(more)  # wrong
     shop.stock("ab")  # wrong

@@ -148,6 +148,18 @@ def test_a_refused_url_changes_nothing() -> None:
     assert cache.driver().store.namespace == "old"
 
 
+def test_what_is_configured_within_override_waits_for_its_end() -> None:
+    """An application that starts within a test does not leave the store that the test has chosen."""
+    cache = Cache()
+    with cache.override("memory://?namespace=outer"):
+        cache.configure("memory://?namespace=first")
+        with cache.override("memory://?namespace=inner"):
+            cache.configure("memory://?namespace=second")
+            assert cache.driver().store.namespace == "inner"
+        assert cache.driver().store.namespace == "outer"
+    assert cache.driver().store.namespace == "second"
+
+
 def unguarded(cache: Cache) -> None:
     """Declare a function that an unguarded networked cache warns of."""
 
