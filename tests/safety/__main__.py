@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tests.safety.mutants import MUTANTS
-from tests.safety.run import Options, Report, run
+from tests.safety.run import STORES, Options, Report, run
 
 SAID_EVERY = 10  # s
 
@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds=parsed.seconds,
         seed=parsed.seed if parsed.seed is not None else random.SystemRandom().randrange(2**32),
         processes=parsed.processes,
-        nodes=parsed.nodes,
+        nodes=1 if parsed.store == "redis" else parsed.nodes,
+        store=parsed.store,
         mutant=parsed.mutant,
     )
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
@@ -38,7 +39,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300.0, help="how long (300)")
     parser.add_argument("--seed", type=int, help="of the dice; the interleaving is the machine's (random)")
     parser.add_argument("--processes", type=int, default=3, help="that read and write (3)")
-    parser.add_argument("--nodes", type=int, default=2, help="cache servers; all but the first behind a proxy (2)")
+    parser.add_argument("--nodes", type=int, default=2, help="of memcached; all but the first behind a proxy (2)")
+    parser.add_argument("--store", choices=sorted(STORES), default="memcached", help="what to run (memcached)")
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="take a guard out; the run must fail then")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)

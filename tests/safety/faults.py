@@ -70,16 +70,16 @@ class Faults:
         self._random.choice(self._proxies).reset()
 
     def lose_replies(self) -> None:
-        """Let commands be executed and their answers be lost."""
-        self._disturb(lambda proxy: proxy.drop("replies"))
+        """Let commands be executed and their answers be lost; the connections end with that, as TCP has it."""
+        self._disturb(lambda proxy: proxy.drop("replies"), TcpProxy.reset)
 
     def lose_requests(self) -> None:
-        """Let commands get lost."""
-        self._disturb(lambda proxy: proxy.drop("requests"))
+        """Let commands get lost, and the connections with them."""
+        self._disturb(lambda proxy: proxy.drop("requests"), TcpProxy.reset)
 
     def stall(self) -> None:
         """Hold bytes back."""
-        self._disturb(lambda proxy: proxy.stall())
+        self._disturb(TcpProxy.stall, lambda proxy: None)
 
     def kill_worker(self) -> None:
         """Kill a process that holds leases."""
@@ -97,10 +97,11 @@ class Faults:
             self.counts[fault.__name__] += 1
             self.history.note(EVERY_ROW, "fault", began, fault.__name__)
 
-    def _disturb(self, fault: Callable[[TcpProxy], None]) -> None:
+    def _disturb(self, fault: Callable[[TcpProxy], None], end: Callable[[TcpProxy], None]) -> None:
         proxy = self._random.choice(self._proxies)
         fault(proxy)
         self._pause(0.5)
+        end(proxy)
         proxy.flow()
 
     def _pause(self, most: float) -> None:

@@ -3,13 +3,12 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 from leasecache import LeaseTimeout, NodeError
 from leasecache.lease import Hit, Lease, Stale, Wait
+from tests.safety.client import HOT, LEASE_FOR, SLOWEST, TTL, Client, LoadFailed, got, ran
 from tests.safety.ledger import Mark
-from tests.safety.scene import HOT, LEASE_FOR, SLOWEST, TTL, LoadFailed, Scene
 
 FORKED_READS = 30
 FORKED_FOR = 20  # s that a forked child has
@@ -19,9 +18,10 @@ BATCH = 4  # rows
 class Reader:
     """Reads rows until the run is over."""
 
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
-        self._ways: dict[Callable[[int], None], int] = {
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._scene = client.scene
+        self._ways: dict[Callable[[int], Awaitable[None]], int] = {
             self.call: 40,
             self.lookup: 25,
             self.batch: 10,
@@ -31,95 +31,97 @@ class Reader:
             self.reconnect: 1,
         }
 
-    def run(self) -> None:
+    async def run(self) -> None:
         """Read as fast as answers come."""
         while not self._scene.ledger.stopped:
-            self.step()
+            await self.step()
 
-    def step(self) -> None:
+    async def step(self) -> None:
         """Read one row in some way; expected failures are counted."""
         scene = self._scene
         [way] = scene.random.choices([*self._ways], [*self._ways.values()])
+        # a herd finds what a lone reader does not
         row = scene.random.choice([HOT, scene.random.randrange(scene.ledger.rows)])
         scene.counts["operations"] += 1
         try:
-            way(row)
+            await way(row)
         except (LoadFailed, LeaseTimeout, NodeError) as error:
             scene.counts[type(error).__name__] += 1
         except Exception as error:
             scene.accuse(scene.ledger.mark(row), f"{way.__name__} raised {type(error).__name__}: {error}")
             raise
 
-    def call(self, row: int) -> None:
+    async def call(self, row: int) -> None:
         """The plain call, whose hits take the short way."""
         scene, mark = self._scene, self._scene.ledger.mark(row)
-        value = scene.functions[row](row)
+        value = await got(self._client.functions[row](row))
         scene.judge(mark, "call", scene.oracle.fault(mark, value, stale=True))
 
-    def lookup(self, row: int) -> None:
+    async def lookup(self, row: int) -> None:
         """The call with provenance."""
         scene, mark = self._scene, self._scene.ledger.mark(row)
-        entry = scene.functions[row].lookup(row)
+        entry = await got(self._client.functions[row].lookup(row))
         scene.counts[entry.state] += 1
         scene.judge(mark, entry.state, scene.oracle.entry(mark, entry))
 
-    def batch(self, row: int) -> None:
+    async def batch(self, row: int) -> None:
         """Some rows at once."""
         scene = self._scene
         alike = [other for other in range(row % 2, scene.ledger.rows, 2) if other not in SLOWEST]
         rows = scene.random.sample(alike, min(BATCH, len(alike)))
         marks = [scene.ledger.mark(other) for other in rows]
-        found = scene.functions[row].get_many(rows)
+        found = await got(self._client.functions[row].get_many(rows))
         for mark in marks:
             scene.judge(mark, "get_many", scene.oracle.fault(mark, found[mark.row], stale=True))
 
-    def peek(self, row: int) -> None:
+    async def peek(self, row: int) -> None:
         """A look that takes no lease."""
         scene, mark = self._scene, self._scene.ledger.mark(row)
-        entry = scene.functions[row].peek(row)
+        entry = await got(self._client.functions[row].peek(row))
         if entry is not None:
             scene.judge(mark, f"peek {entry.state}", scene.oracle.entry(mark, entry))
 
-    def refresh(self, row: int) -> None:
+    async def refresh(self, row: int) -> None:
         """A load that has to begin now."""
         scene, mark = self._scene, self._scene.ledger.mark(row)
-        value = scene.functions[row].refresh(row)
+        value = await got(self._client.functions[row].refresh(row))
         scene.judge(mark, "refresh", scene.oracle.outdated(mark, value))
 
-    def lease(self, row: int) -> None:
+    async def lease(self, row: int) -> None:
         """The low-level calls: fill, give back, forget or steal."""
-        scene, mark = self._scene, self._scene.ledger.mark(row)
-        answer = scene.cache.lease_get(scene.key(row), lease_for=LEASE_FOR)
+        client, scene, mark = self._client, self._scene, self._scene.ledger.mark(row)
+        answer = await got(client.cache.lease_get(client.key(row), lease_for=LEASE_FOR))
         if isinstance(answer, (Hit, Stale)):
             stale = isinstance(answer, Stale)
             scene.judge(mark, type(answer).__name__, scene.oracle.fault(mark, answer.value, stale=stale))
         if isinstance(answer, (Stale, Wait)) and answer.token is not None and scene.random.random() < 0.2:
-            answer = scene.cache.driver().store.steal(scene.key(row), answer.token, LEASE_FOR)
+            answer = await got(client.store.steal(client.key(row), answer.token, LEASE_FOR))
             scene.counts["stolen"] += 1
         if isinstance(answer, Lease):
-            self._use(mark, answer)
+            await self._use(mark, answer)
 
-    def reconnect(self, row: int) -> None:
+    async def reconnect(self, row: int) -> None:
         """Close every connection that is idle, now and then."""
         if self._scene.random.random() < 0.2:
-            self._scene.cache.driver().store.close()
+            await self._client.disconnect()
 
-    def _use(self, mark: Mark, lease: Lease) -> None:
-        scene = self._scene
+    async def _use(self, mark: Mark, lease: Lease) -> None:
+        client, scene = self._client, self._scene
         if lease.value is not None:
             fault = scene.oracle.fault(mark, lease.value, stale=not lease.fresh)
             scene.judge(mark, "value in hand", fault)
         chance = scene.random.random()
         if chance < 0.8:
-            scene.cache.lease_set(lease, scene.load(mark.row), TTL)
+            await got(client.cache.lease_set(lease, await client.load(mark.row), TTL))
         elif chance < 0.95:
-            scene.cache.release(lease)
+            await got(client.cache.release(lease))
         else:
             scene.counts["forgotten"] += 1
 
 
-def read_in_child(scene: Scene, directory: Path) -> None:
+def read_in_child(client: Client) -> None:
     """Fork while other threads are busy, and read in the child; it must not hang, nor answer for the parent."""
+    scene = client.scene
     pid = os.fork()
     if pid == 0:
         signal.alarm(FORKED_FOR)
@@ -127,8 +129,8 @@ def read_in_child(scene: Scene, directory: Path) -> None:
             scene.violations.clear()
             scene.counts.clear()
             for _ in range(FORKED_READS):
-                Reader(scene).step()
-            scene.leave_report(directory / f"worker-child-{os.getpid()}")
+                ran(Reader(client).step())
+            scene.leave_report(f"child-{os.getpid()}")
         finally:
             os._exit(1 if sys.exc_info()[0] else 0)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -13,13 +13,18 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from leasecache.lab import MemcachedServer, Server, TcpProxy
+from leasecache.lab import MemcachedServer, RedisServer, Server, TcpProxy
 from tests.safety.faults import Faults
 from tests.safety.history import Event, timeline
 from tests.safety.scene import Setup
 from tests.safety.worker import work
 
 ROWS = 12
+STORES: dict[str, Callable[[], Server]] = {
+    "memcached": MemcachedServer,
+    "recent": lambda: MemcachedServer(recent=True),  # takes CAS numbers of ours
+    "redis": RedisServer,
+}
 CALM = 6.0  # s at most before the first fault
 END_WITHIN = 60  # s that processes have to finish their calls
 
@@ -34,6 +39,7 @@ class Options:
     seed: int = 0
     processes: int = 3
     nodes: int = 2
+    store: str = "memcached"
     mutant: str | None = None
 
     @property
@@ -73,11 +79,13 @@ def run(options: Options, progress: Progress | None = None) -> Report:
     """Run for some time, or until the first violation."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers: list[Server] = [stack.enter_context(MemcachedServer()) for _ in range(options.nodes)]
+        servers = [stack.enter_context(STORES[options.store]()) for _ in range(options.nodes)]
         # one connection through the proxy is one to the server, so that a restart ends both
-        proxies = [stack.enter_context(TcpProxy(server.port)) for server in servers[1:]]
-        addresses = [servers[0].address, *(proxy.address for proxy in proxies)]
-        url = f"memcached://{','.join(addresses)}?timeout=0.4&connect_timeout=0.4"
+        proxies = [stack.enter_context(TcpProxy(server.port)) for server in servers[options.nodes > 1 :]]
+        addresses = [server.address for server in servers[: options.nodes - len(proxies)]]
+        addresses += [proxy.address for proxy in proxies]
+        scheme = "redis" if options.store == "redis" else "memcached"
+        url = f"{scheme}://{','.join(addresses)}?timeout=0.4&connect_timeout=0.4"
         setup = Setup(directory, url, options.seed, ROWS, options.processes + 1, options.mutant)
         report = Report(options.seed)
         crew = Crew(setup, options.processes)
