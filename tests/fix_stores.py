@@ -19,7 +19,7 @@ from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
 from leasecache.stores.routed import RoutedStore
 from tests.driven import DrivenStore
-from tests.twins import TWINS
+from tests.twins import USABLE
 
 T = TypeVar("T")
 SWITCHED = ("MemoryReader", "Mux", "MuxReader", "NodeReader", "RingReader", "Wire", "parse_reply")
@@ -84,7 +84,7 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 def use_twin(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have stores use the compiled code ("c") or its pure twin ("python")."""
-    twin = TWINS[0] if implementation == "python" else TWINS[-1]
+    twin = USABLE[0] if implementation == "python" else USABLE[-1]
     for name in SWITCHED:
         monkeypatch.setattr(_accel, name, getattr(twin, name))
 
