@@ -131,7 +131,7 @@ def test_recent_memcached_takes_our_numbers() -> None:
 
 
 def test_what_only_its_owner_can_enter_is_copied(private: Path) -> None:
-    """A fetched memcached in a private directory is run from there, and by root from a copy that its account reaches."""
+    """A fetched memcached in a private directory is run from there, and by root from a copy in reach."""
     fetched = private / "memcached"
     (fetched / "usr/bin").mkdir(parents=True)
     (fetched / "usr/bin/memcached").write_text("program")

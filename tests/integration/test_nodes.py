@@ -1,13 +1,14 @@
 """A cache of several memcached nodes."""
 
 import getpass
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from leasecache import Cache, ConfigError, Hit, Lease, NodeError, Stored, Wait
+from leasecache import Cache, ConfigError, Hit, Lease, NodeError, Stored, Wait, config
 from leasecache.lab import MemcachedServer, wait_until
 
 
@@ -91,3 +92,36 @@ def _lease(cache: Cache) -> Lease | None:
     except NodeError:
         return None
     return answer if isinstance(answer, Lease) else None
+
+
+def test_urls_of_the_page_about_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each URL that docs/nodes.md shows can be parsed, and its table names every option."""
+    page = (Path(__file__).parents[2] / "docs" / "nodes.md").read_text(encoding="utf-8")
+    monkeypatch.setattr("os.access", lambda path, mode: True)
+    urls = [line for line in page.splitlines() if re.match("memcacheds?://", line)]
+    assert all(config.parse_url(url).nodes for url in urls)
+    assert len(urls) == 6
+    for option in (*config._MEMCACHED, *config._TLS, "namespace"):
+        assert f"`{option}`" in page
+
+
+def test_weights_of_the_url() -> None:
+    """A node of weight three holds three quarters of the keys, for calls, for batches and for invalidations."""
+    with (
+        MemcachedServer() as first,
+        MemcachedServer() as second,
+        Cache.from_url(f"memcached://{first.address}*3,{second.address}") as cache,
+    ):
+
+        @cache.cached("item:{item_id}", ttl=60)
+        def get_item(item_id: int) -> int:
+            return item_id
+
+        ids = range(2000)
+        assert get_item.get_many(ids) == {n: n for n in ids}
+        assert [get_item.lookup(n).state for n in range(50)] == ["fresh"] * 50
+        items = {name: figures["curr_items"] for name, figures in cache.driver().store.stats().items()}
+        assert sum(items.values()) == 2000
+        assert 1400 < items[first.address] < 1600
+        cache.invalidate(*[get_item.key(n) for n in ids])
+        assert get_item.peek(1) is None
