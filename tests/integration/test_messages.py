@@ -22,6 +22,7 @@ import sqlalchemy
 from sqlalchemy import orm
 from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 
+from leasecache import Cache
 from leasecache.errors import ConfigError
 from leasecache.invalidation.pgoutput import Message, decode
 from leasecache.lab import wait_until
@@ -265,6 +266,28 @@ def test_the_daemon_hears_what_is_committed(world: World) -> None:
     world.await_confirmed(world.written())
     assert world.daemon.metric("messages_total") == 2
     assert world.daemon.metric("garbled_messages_total") == 0
+
+
+def test_from_a_cached_function_to_its_next_caller(primary_world: World) -> None:
+    """A function's `invalidate_on_commit` in the writer's transaction makes the next reader load what was written."""
+    world = primary_world
+    world.write("insert into media values (1, 'old')")
+    world.daemon.start().streaming()
+    world.await_confirmed(world.written())
+    cache = Cache()
+
+    @cache.cached("titles:{first}", ttl=600)
+    def get_titles(first: int) -> list[str]:
+        rows = world.primary.query("select title from media where id >= %s order by id", first, dbname=world.database)
+        return [title for (title,) in rows]
+
+    with cache.override(world.url):
+        assert get_titles(1) == get_titles(1) == ["old"]
+        with psycopg.connect(world.primary.dsn(world.database)) as conn:
+            conn.execute("update media set title = 'new'")
+            get_titles.invalidate_on_commit(conn, 1)
+            assert get_titles(1) == ["old"]
+        wait_until(lambda: get_titles(1) == ["new"], WITHIN, f"the new title; {world.daemon.log()}")
 
 
 def test_rows_and_messages_of_one_transaction_go_together(primary_world: World) -> None:
