@@ -1,13 +1,18 @@
 """Servers of the lab for one row, started when a side asks for them."""
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 
 from leasecache.lab import MemcachedServer, RedisServer, Server
 from leasecache.lab.demo.timing import on_one_cpu
 
-KINDS: dict[str, type[MemcachedServer] | type[RedisServer]] = {"memcached": MemcachedServer, "redis": RedisServer}
+KINDS: dict[str, Callable[[], Server]] = {
+    "memcached": partial(MemcachedServer, "-t", "1"),  # one thread serves every side, or each has the luck of its own
+    "redis": RedisServer,
+}
 
 
 class Servers:
