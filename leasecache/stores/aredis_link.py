@@ -108,14 +108,20 @@ class AsyncLink:
         """Send and receive under one deadline; what arrived while nothing was asked is no answer to anything."""
         alarm = asyncio.get_running_loop().call_later(self._timeout, self._expire)
         try:
-            if await self._unread():
-                raise ProtocolError("bytes after the last expected reply")
+            await self._refuse_unread()
             await self._connection.send_packed_command([request], check_health=False)
             return [await self._reply() for _ in range(count)]
         except FAILURES as error:
             raise NodeTimeout("no answer in time") if self._expired else failure(error) from error
         finally:
             alarm.cancel()
+
+    async def _refuse_unread(self) -> None:
+        """Raise ConnectionError when the server has closed the connection, ProtocolError when it has sent more."""
+        if await self._unread():
+            if self._connection._reader.at_eof():  # an end is something to read, too
+                raise exceptions.ConnectionError("connection closed by the server")
+            raise ProtocolError("bytes after the last expected reply")
 
     def _expire(self) -> None:
         self._expired = True

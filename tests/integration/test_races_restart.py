@@ -1,12 +1,13 @@
 """Races that a restarted server opens: its CAS numbers start anew, so an old token can name a new lease."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from leasecache import Cache, NodeError
-from leasecache.lab import MemcachedServer, wait_until
+from leasecache import AsyncCache, Cache, NodeError
+from leasecache.lab import MemcachedServer, RedisServer, wait_until
 from leasecache.lease import Fill, Hit, Lease, Refused, Stored, Wait
 from leasecache.stores.memcached import MemcachedNode
 from tests.fix_races import FLAGS, KEY, cas, won
@@ -127,6 +128,32 @@ def test_caller_after_a_restart_does_not_join_the_older_load(counting_memcached:
         timer.join()
         first.join()
         assert seen == ["old"]
+
+
+@pytest.mark.parametrize("kind", ["memcached", "redis"])
+def test_idle_connections_that_a_restart_has_ended_cost_no_call(kind: str, request: pytest.FixtureRequest) -> None:
+    """A connection found dead is not a node that is down: the first call after a restart asks over another one.
+
+    Guard of the asynchronous one on Redis: an end of file that is there to be read is no reply out of turn.
+    """
+    server: MemcachedServer | RedisServer = request.getfixturevalue(kind)
+    with Cache.from_url(server.url) as cache:
+        assert isinstance(cache.lease_get(KEY), Lease)
+        server.kill()
+        server.start()
+        assert isinstance(cache.lease_get(KEY), Lease)
+    asyncio.run(_ask_after_a_restart(server))
+
+
+async def _ask_after_a_restart(server: MemcachedServer | RedisServer) -> None:
+    key = b"asynchronous"
+    async with AsyncCache.from_url(server.url) as cache:
+        assert isinstance(await cache.lease_get(key), Lease)
+        server.kill()
+        server.start()
+        for _ in range(20):
+            await asyncio.sleep(0.005)  # the loop takes in that the connection has ended
+        assert isinstance(await cache.lease_get(key), Lease)
 
 
 def _invalidated(cache: Cache, key: bytes) -> bool:
