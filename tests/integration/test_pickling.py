@@ -48,6 +48,7 @@ def test_identity() -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 and later
 def test_sent_to_processes(method: str) -> None:
     """Workers get functions however they were started, and use caches of their own process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:

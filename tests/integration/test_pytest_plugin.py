@@ -16,9 +16,10 @@ DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 APP = """
-from leasecache import Cache
+from leasecache import AsyncCache, Cache
 
 cache = Cache()
+acache = AsyncCache()
 other = Cache.from_url("memcached://127.0.0.1:1", guard="none")
 loads = []
 
@@ -27,12 +28,18 @@ def double(x: int) -> int:
     loads.append(x)
     return 2 * x
 
+@acache.cached("triple:{x}", ttl=60)
+async def triple(x: int) -> int:
+    loads.append(x)
+    return 3 * x
+
 @other.cached("half:{x}", ttl=60)
 def half(x: int) -> int:
     loads.append(x)
     return x // 2
 """
 TESTS = """
+import asyncio
 import app
 import pytest
 from leasecache import ConfigError
@@ -43,6 +50,17 @@ def test_each_test_begins_empty(leasecache_memory, run):
     app.loads.clear()
     assert (app.double(2), app.double(2), app.half(2), app.half(2)) == (4, 4, 1, 1)
     assert app.loads == [2, 2]
+
+@pytest.mark.parametrize("run", [1, 2])
+def test_asynchronous_ones_too(leasecache_memory, run):
+    leasecache_memory(app.acache)
+    app.loads.clear()
+
+    async def main():
+        return [await app.triple(2), await app.triple(2)]
+
+    assert asyncio.run(main()) == [6, 6]
+    assert app.loads == [2]
 
 def test_without_the_fixture():
     with pytest.raises(ConfigError):
@@ -79,7 +97,7 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 def test_the_fixture(project: pytest.Pytester) -> None:
     """Caches that ask for it are in memory and empty, one test after the other; afterwards they are as before."""
     result = project.runpytest_subprocess("-p", "no:cacheprovider", "-q")
-    result.assert_outcomes(passed=4)
+    result.assert_outcomes(passed=6)
     result = project.runpytest_subprocess("--fixtures", "-q")
     result.stdout.fnmatch_lines(["*leasecache_memory*", "*Let caches use an empty store in memory each*"])
 
