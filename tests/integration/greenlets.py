@@ -1,8 +1,8 @@
 """What `test_gevent` runs, each case in a process of its own, and prints as JSON.
 
-    python -m tests.integration.greenlets CASE ORDER PORT PID
+    python -m tests.integration.greenlets CASE ORDER URL PID
 
-PORT and PID are those of a memcached that the case may pause. ORDER is "patched-first", or "declared-first": the cache
+URL and PID are those of a memcached that the case may pause. ORDER is "patched-first", or "declared-first": the cache
 and its functions exist before gevent patches the standard library, as in a module that is imported early.
 """
 
@@ -26,11 +26,12 @@ TICK = 0.01  # s
 class Application:
     """A cached function whose loader takes 50 ms."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, url: str) -> None:
         from leasecache import Cache  # not before its turn: the order is what is tested
 
         self.loads: list[int] = []
-        self.cache = Cache.from_url(f"memcached://127.0.0.1:{port}?timeout={TIMEOUT}&pool={POOL}")
+        between = "&" if "?" in url else "?"
+        self.cache = Cache.from_url(f"{url}{between}timeout={TIMEOUT}&pool={POOL}")
         self.get_item = self.cache.cached("item:{item_id}", ttl=60, stale_for=30)(self.load)
 
     def load(self, item_id: int) -> int:
@@ -119,10 +120,10 @@ CASES: dict[str, Callable[[Application, int], dict[str, Any]]] = {
 }
 
 
-def main(case: str, order: str, port: str, pid: str) -> None:
+def main(case: str, order: str, url: str, pid: str) -> None:
     if order == "patched-first":
         monkey.patch_all()
-    app = Application(int(port))
+    app = Application(url)
     if order == "declared-first":
         monkey.patch_all()
     with app.cache:

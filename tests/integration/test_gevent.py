@@ -4,20 +4,24 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from leasecache import _accel
 from leasecache.lab import MemcachedServer
+from leasecache.lab.memcached import Certificate
 from leasecache.stores.memcached import MemcachedNode
 
 ORDERS = ["patched-first", "declared-first"]
 
 
-def run(case: str, order: str, server: MemcachedServer) -> Any:
+def run(case: str, order: str, server: MemcachedServer, options: str = "") -> Any:
     """Run a case in a process of its own: monkey-patching cannot be undone."""
-    program = [sys.executable, "-m", "tests.integration.greenlets", case, order, str(server.port), str(server.pid)]
+    url = server.url + options
+    program = [sys.executable, "-m", "tests.integration.greenlets", case, order, url, str(server.pid)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -48,6 +52,23 @@ def test_interrupted_calls_leave_the_pool_usable(order: str, memcached: Memcache
 def test_background_refresh_runs_in_greenlets(order: str, memcached: MemcachedServer) -> None:
     """Stale values are served at once, and one load each replaces them, without stopping the other greenlets."""
     assert run("refresh", order, memcached) == {"states": ["stale"], "loads": 24}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_tls_under_gevent(order: str, tmp_path: Path) -> None:
+    """Over TLS, too, a herd of greenlets loads once, and a cache that does not answer does not block the others."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "chain.pem")
+    certificate = Certificate(tmp_path / "chain.pem", tmp_path / "key.pem")
+    with MemcachedServer(certificate=certificate) as server:
+        options = f"?ca={tmp_path}/ca.pem"
+        assert run("herd", order, server, options) == {"values": [1], "loads": 1}
+        seen = run("stall", order, server, options)
+        assert seen["value"] == 1
+        assert seen["pace"] > 0.2
 
 
 def test_plain_sockets_get_the_compiled_wire(memcached: MemcachedServer) -> None:

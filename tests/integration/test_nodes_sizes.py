@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from leasecache import Cache
 from leasecache.codecs import UNCACHEABLE
 from leasecache.lab import MemcachedServer
 from leasecache.lease import Answer, Fill, Hit, Lease, Refused, Stored, Wait
@@ -110,7 +111,24 @@ def test_refusal_for_want_of_memory_gives_the_lease_back(recent: bool) -> None:
         reasons = {outcome.reason for outcome in outcomes if isinstance(outcome, Refused)}
         assert all("out of memory" in reason.lower() for reason in reasons), reasons
         assert not any(isinstance(node.lease_get(b"full:%d" % i, 10), Wait) for i in refused)
+        assert node.errors.down_since is None
         node.close()
+
+
+@pytest.mark.parametrize("url", ["memcached", "memory"])
+def test_callers_of_a_value_that_is_too_large_load_without_a_lease(url: str, server: MemcachedServer) -> None:
+    """Once a value was too large its callers get it from the loader, take no lease, and do not try to store it."""
+    address = {"memcached": f"{server.url}?namespace=large", "memory": f"memory://?capacity={LIMIT}"}[url]
+    with Cache.from_url(address) as cache:
+
+        @cache.cached("large:{item_id}", ttl=60)
+        def get_large(item_id: int) -> bytes:
+            return b"x" * (LIMIT + item_id)
+
+        assert [len(get_large(1)) for _ in range(3)] == [LIMIT + 1] * 3
+        assert get_large.lookup(1).state == "uncached"
+        [function] = cache.stats().functions
+        assert (function.won, function.refused, function.unleased) == (1, 1, 3)
 
 
 def test_memory_store_keeps_the_same_mark() -> None:
