@@ -1,9 +1,12 @@
 """memcached over asyncio: many tasks, many loops, one connection each, and whoever is cancelled amid the others."""
 
 import asyncio
+import contextlib
 import gc
 import getpass
+import os
 import random
+import socket
 import subprocess
 import threading
 import warnings
@@ -275,11 +278,20 @@ def test_closed_loops_are_forgotten(memcached: MemcachedServer) -> None:
     assert node.connections == (0, 0)
 
 
+def sockets_to(port: int) -> int:
+    """Return how many descriptors of this process are connected to a port."""
+    found = 0
+    for descriptor in range(3, 256):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+            found += connection.getpeername()[1:2] == (port,)
+    return found
+
+
 @pytest.mark.parametrize("implementation", ["c", "python"])
 def test_fork(memcached: MemcachedServer, implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child talks over a connection of its own and cannot store under the parent's lease; the parent can.
 
-    Guard: `forget`; without it both write to one connection.
+    Guard: `forget`, without which the child would keep the parent's connection open.
     """
     use_twin(implementation, monkeypatch)
     loop = asyncio.new_event_loop()
@@ -287,13 +299,15 @@ def test_fork(memcached: MemcachedServer, implementation: str, monkeypatch: pyte
     lease = loop.run_until_complete(won(node, b"key"))
 
     async def child() -> str:
+        inherited = sockets_to(memcached.port)
         before = await node.lease_set(lease, FLAGS, b"child", 60)
         found = await node.lease_get(b"key", 10)
         after = await node.lease_set(lease, FLAGS, b"child", 60)
         await node.aclose()
-        return " ".join([type(answer).__name__ for answer in (before, found, after)])
+        return " ".join([str(inherited), *(type(answer).__name__ for answer in (before, found, after))])
 
-    assert in_a_child(lambda: asyncio.run(child())) == "Refused Wait Refused"
+    assert sockets_to(memcached.port) == 1
+    assert in_a_child(lambda: asyncio.run(child())) == "0 Refused Wait Refused"
     assert loop.run_until_complete(node.lease_set(lease, FLAGS, b"parent", 60)) == Stored()
     loop.run_until_complete(node.aclose())
     loop.close()
