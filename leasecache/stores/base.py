@@ -1,4 +1,14 @@
-"""What the flows and the daemon ask of a store. Small on purpose: the null store is its whole length."""
+"""What the flows and the daemon ask of a store. Small on purpose: the null store is its whole length.
+
+The stores answer alike (`tests/property/test_stores_agree.py`), but for what happens when time or memory runs out:
+
+- The lease on a stale value, or on one that is refreshed early, ends after lease_for on Redis and with the value on
+  memcached and in memory. There the value takes its lease along when it expires or is evicted; on Redis the lease
+  stays, and its holder can still store.
+- memcached counts in whole seconds. Out of memory it drops the key of a lease-set, Redis keeps a stale value.
+- A look counts as a use of the key on Redis; a value that somebody else has written there is never replaced by a
+  lease-set, and goes at an invalidation.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol

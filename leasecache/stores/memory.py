@@ -144,11 +144,11 @@ class MemoryStore:
                 item = self._find(key, now)
                 if item is None:
                     continue
-                window = min(int(stale_for), int(item.expires - now))
-                if window < 1:
+                expires = min(item.expires, now + int(stale_for))
+                if expires - now < 1:
                     self._drop(key)
                 else:
-                    item.expires = now + window
+                    item.expires = expires
                     self._mark_stale(item)
 
     def look(self, key: bytes) -> Hit | None:

@@ -106,6 +106,16 @@ def test_second_soft_invalidation_does_not_stretch_the_window(store: Store, key:
     assert lease.expires_in <= 5
 
 
+def test_many_soft_invalidations_do_not_eat_up_the_window(store: Store, key: bytes) -> None:
+    """Each soft invalidation leaves the value what it has: the window ends by the clock alone."""
+    filled(store, key)
+    for _ in range(10):
+        store.invalidate([key], 8)
+    lease = won(store, key)
+    assert lease.expires_in is not None
+    assert lease.expires_in > 4
+
+
 def test_soft_invalidation_never_lengthens_a_value(store: Store, key: bytes) -> None:
     """A value with less life left than stale_for keeps what it has."""
     filled(store, key, ttl=5)
