@@ -33,7 +33,7 @@ def look_up(task: Task) -> Flow:
 def fetch(task: Task, answer: Answer | NodeError) -> Flow:
     """Turn the answer to a call's own lease-get into its value. Raises LeaseTimeout, and what the loader raises."""
     _count(task, answer)
-    misreads = 0
+    asked, misreads = answer, 0
     while misreads < MISREADS and not _marked(answer):
         entry: Entry | None
         if isinstance(answer, Lease):
@@ -41,6 +41,9 @@ def fetch(task: Task, answer: Answer | NodeError) -> Flow:
         elif isinstance(answer, Hit):
             entry = yield from _hit(task, answer)
             misreads += 1
+            if answer is asked:
+                task.profile.stats.hits += entry is not None
+                task.profile.stats.misses += entry is None
         elif isinstance(answer, (Stale, Wait)):
             entry = yield from _lost(task, answer)
         else:
@@ -63,6 +66,8 @@ def renew(task: Task) -> Flow:
     answer: Answer | NodeError = yield Get(AHEAD_ALWAYS)
     while isinstance(answer, (Hit, Stale, Wait)) and time.monotonic() < task.wait_until:
         answer = (yield _look(task, answer, task.wait_until, 0.0, AHEAD_ALWAYS)) or answer
+    if isinstance(answer, Lease) and answer.token is not None:
+        task.profile.stats.won += 1
     if isinstance(answer, Hit):  # whoever refreshes it may have failed; its CAS admits a store as a lease does
         answer = Lease(task.key, answer.token, answer.value, True, answer.flags, answer.expires_in)
     if isinstance(answer, Lease):
@@ -100,19 +105,19 @@ def _lead(task: Task, flight: Flight, running: Flight | None) -> Flow:
 
 
 def _count(task: Task, answer: Answer | NodeError) -> None:
-    """Count what the call's own lease-get found."""
+    """Count what the call's own lease-get found; a hit is counted when it has been read."""
     stats = task.profile.stats
+    if isinstance(answer, Hit) and not _marked(answer):
+        return
     value = None if isinstance(answer, NodeError) or _marked(answer) else getattr(answer, "value", None)
     if value is None:
         stats.misses += 1
-    elif isinstance(answer, Hit) or (isinstance(answer, Lease) and answer.fresh):
+    elif isinstance(answer, Lease) and answer.fresh:
         stats.hits += 1
     elif task.policy.stale_for:
         stats.stale += 1
     else:
         stats.misses += 1
-    if isinstance(answer, Lease) and answer.token is not None:
-        stats.won += 1
 
 
 def _marked(answer: Answer | NodeError) -> bool:
@@ -132,6 +137,7 @@ def _hit(task: Task, hit: Hit) -> Reading:
 def _won(task: Task, lease: Lease) -> Reading:
     if lease.token is None:
         return (yield from load_unleased(task))
+    task.profile.stats.won += 1
     entry = _in_hand(task, lease)
     if entry is None:
         return (yield from refresh(task, lease))
@@ -171,6 +177,7 @@ def _serve_stale(task: Task, answer: Stale | Wait, stale: Entry) -> Flow:
         return stale
     stolen = yield from _steal(task, answer.token)
     if isinstance(stolen, Lease) and stolen.token is not None:
+        task.profile.stats.won += 1
         yield Spawn(stolen)
     return stale
 
@@ -271,7 +278,6 @@ def _settle(task: Task, answer: Answer | NodeError | None) -> Reading:
         task.local.holders.drop(task.key)
         return (yield from _hit(task, answer))
     if isinstance(answer, Lease):
-        task.profile.stats.won += answer.token is not None
         return (yield from _won(task, answer))
     return (yield from load_unleased(task))
 

@@ -101,9 +101,15 @@ class Connection(ConnectionState, Generic[W]):
 
 
 class Pool(PoolState, Generic[W]):
-    """At most `limit` connections; one that is idle is used again, the latest first."""
+    """At most `limit` connections; one that is idle is used again, the latest first.
+
+    One connection is opened at a time: in a herd most callers find one that others have done with before one of their
+    own would have greeted the server, and five hundred greetings would take longer than the load they wait for.
+    """
 
     idle: list[Connection[W]]
+    _opening: bool
+    _failures: int  # first connections that could not be opened
 
     def __init__(self, connect: Callable[[], Connection[W]], limit: int, patience: float) -> None:
         """`connect` opens one; a caller waits up to `patience` s for one when `limit` are busy."""
@@ -113,9 +119,7 @@ class Pool(PoolState, Generic[W]):
         self.term = 0
         self.idle = []
         self._open: WeakSet[Connection[W]] = WeakSet()  # weak: one that a signal took from its user is not open
-        self._changed = threading.Condition()
-        self.waiting = 0
-        self._opening = 0
+        self._begin()
         forget_after_fork(self)
 
     @property
@@ -142,13 +146,15 @@ class Pool(PoolState, Generic[W]):
         deadline = time.monotonic() + self._patience
         with self._changed:
             self.waiting += 1
+            self._choosy += 1
             try:
                 while any(connection.epoch <= epoch for connection in self._open):
                     found = self._take_before(epoch)
-                    if found is not None or not self._wait(deadline):
+                    if found is not None or not _wait(self._changed, deadline):
                         return found
                 return None
             finally:
+                self._choosy -= 1
                 self.waiting -= 1
 
     def release(self, connection: Connection[W]) -> None:
@@ -159,8 +165,10 @@ class Pool(PoolState, Generic[W]):
         connection.pooled = True
         self.idle.append(connection)
         if self.waiting:
-            with self._changed:
-                self._changed.notify_all()
+            with self._lock:
+                self._freed.notify()
+                if self._choosy:
+                    self._changed.notify_all()
 
     def discard(self, connection: Connection[W]) -> None:
         """Close a connection that may hold half an answer, or that broke."""
@@ -168,6 +176,7 @@ class Pool(PoolState, Generic[W]):
         with self._changed:
             self._open.discard(connection)
             self._changed.notify_all()
+            self._freed.notify()
 
     def close(self) -> None:
         """Close the connections, those in use when they come back; the pool can be used again."""
@@ -198,15 +207,20 @@ class Pool(PoolState, Generic[W]):
 
     def _open_or_wait(self, limit: int) -> Connection[W]:
         deadline = time.monotonic() + self._patience
-        with self._changed:
+        with self._lock:
+            failures = self._failures
             self.waiting += 1
             try:
-                while len(self._open) + self._opening >= limit:
+                while True:
                     with contextlib.suppress(IndexError):
                         return self.idle.pop()
-                    if not self._wait(deadline):
+                    if self._failures != failures:
+                        raise NodeError("another caller could not connect just now")
+                    if not self._opening and len(self._open) < limit:
+                        break
+                    if not _wait(self._freed, deadline):
                         raise NodeTimeout(f"all {len(self._open)} connections stayed busy for {self._patience:g} s")
-                self._opening += 1
+                self._opening = True
             finally:
                 self.waiting -= 1
         return self._establish()
@@ -217,12 +231,22 @@ class Pool(PoolState, Generic[W]):
             connection = self._connect()
             connection.term = term
             return connection
+        except NodeError:
+            self._give_up()
+            raise
         finally:
-            with self._changed:
-                self._opening -= 1
+            with self._lock:
+                self._opening = False
                 if connection is not None:
                     self._open.add(connection)
-                self._changed.notify_all()
+                self._freed.notify()  # the next one may be opened
+
+    def _give_up(self) -> None:
+        """Let those fail, too, who wait for the first connection: they need not try the same."""
+        with self._lock:
+            if not self._open:
+                self._failures += 1
+                self._freed.notify_all()
 
     def _take_before(self, epoch: int) -> Connection[W] | None:
         for connection in list(self.idle):
@@ -234,10 +258,6 @@ class Pool(PoolState, Generic[W]):
                 return connection
         return None
 
-    def _wait(self, deadline: float) -> bool:
-        left = deadline - time.monotonic()
-        return left > 0 and self._changed.wait(min(left, 0.05)) is not None
-
     def forget(self) -> None:
         """Drop what a fork has copied, those in use too; the parent goes on using those sockets."""
         for connection in self._open:
@@ -245,5 +265,18 @@ class Pool(PoolState, Generic[W]):
         self.idle.clear()
         self.term += 1
         self._open = WeakSet()
-        self._changed = threading.Condition()
-        self.waiting = self._opening = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may use the cache, too
+        self._freed = threading.Condition(self._lock)  # a connection for anyone, or the right to open one
+        self._changed = threading.Condition(self._lock)  # for those who need one of a certain age
+        self._opening = False
+        self._failures = 0
+        self._choosy = 0  # callers that need a connection of a certain age
+        self.waiting = 0
+
+
+def _wait(condition: threading.Condition, deadline: float) -> bool:
+    left = deadline - time.monotonic()
+    return left > 0 and condition.wait(min(left, 0.05)) is not None
