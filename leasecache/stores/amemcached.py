@@ -210,13 +210,20 @@ class AsyncMemcachedNode:
         await self._exchange(lambda m: meta.delete_quietly(keys), QUIET, meta.read_acknowledgement, None)
 
     async def _mark_stale(self, keys: Sequence[bytes], stale_for: float) -> None:
+        for _ in range(meta.LOOKS):
+            if await self._marked_stale(keys, stale_for):
+                return
+        await self._delete(keys)
+
+    async def _marked_stale(self, keys: Sequence[bytes], stale_for: float) -> bool:
+        """Mark what has not changed since it was looked at; tell whether that was everything."""
         windows = await self._exchange(lambda m: meta.look(keys), len(keys), meta.read_windows, stale_for)
-        marked = list(zip(keys, windows, strict=True))
+        seen = list(zip(keys, windows, strict=True))
 
         def build(mux: Mux) -> bytes:
-            return meta.mark_stale_quietly(marked, mux.mark)
+            return meta.mark_stale_quietly(seen, mux.mark)
 
-        await self._exchange(build, QUIET, meta.read_acknowledgement, None)
+        return await self._exchange(build, QUIET, meta.read_marked, None)
 
     async def _exchange(self, build: Build, count: int, read: Read[C, T], context: C) -> T:
         """Ask over this loop's connection, and over another one if the server has ended that."""

@@ -209,9 +209,14 @@ class MemcachedNode:
         self._exchange(lambda c: meta.delete_quietly(keys), QUIET, meta.read_acknowledgement, None)
 
     def _mark_stale(self, keys: Sequence[bytes], stale_for: float) -> None:
+        if not any(self._marked_stale(keys, stale_for) for _ in range(meta.LOOKS)):
+            self._delete(keys)
+
+    def _marked_stale(self, keys: Sequence[bytes], stale_for: float) -> bool:
+        """Mark what has not changed since it was looked at; tell whether that was everything."""
         windows = self._exchange(lambda c: meta.look(keys), len(keys), meta.read_windows, stale_for)
-        marked = list(zip(keys, windows, strict=True))
-        self._exchange(lambda c: meta.mark_stale_quietly(marked, c.mark), QUIET, meta.read_acknowledgement, None)
+        seen = list(zip(keys, windows, strict=True))
+        return self._exchange(lambda c: meta.mark_stale_quietly(seen, c.mark), QUIET, meta.read_marked, None)
 
     def _exchange(self, build: Build, count: int, read: Read[C, T], context: C) -> T:
         """Send and receive over any connection, and read the replies."""

@@ -6,6 +6,7 @@ Source: memcached doc/protocol.txt, "Meta Commands"; behaviour of 1.6.18 and lat
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from leasecache._accel import Reply
 from leasecache.errors import NodeError, ProtocolError
@@ -28,6 +29,7 @@ RELATIVE_LIMIT = 30 * 86400  # s; memcached takes a larger TTL for a date
 ITEM_OVERHEAD = 63  # bytes an item has beside key and value: header 48, CAS 8, flags 4, a zero, CRLF
 REQUEST_OVERHEAD = 64  # bytes a request has beside the key, at most
 HIT = Decision.HIT  # read once: an Enum's members are slow to look up
+LOOKS = 5  # at an item that others change meanwhile, before an invalidation deletes it
 POLL = 0.001  # s before a waiter looks again for the first time
 
 _DEBUG = re.compile(rb"(\S+) exp=(-?\d+) la=\d+ cas=(\d+) fetch=\w+ cls=\d+ size=(\d+)")
@@ -39,6 +41,13 @@ class NoRoom(Refused):
 
 class Complaint(NodeError):
     """The server could not do it, and said so as the protocol allows."""
+
+
+class Window(NamedTuple):
+    """For how many s a value may stay as stale, 0 = delete it, and the CAS number of the item that was looked at."""
+
+    seconds: int
+    cas: int
 
 
 def lease_get(key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes = b"") -> bytes:
@@ -63,9 +72,12 @@ def look(keys: Iterable[bytes]) -> bytes:
     return b"".join([b"me %b\r\n" % key for key in keys])
 
 
-def mark_stale_quietly(windows: Iterable[tuple[bytes, int]], mark: Callable[[], bytes] = bytes) -> bytes:
-    """Void leases and leave each value stale for its window in s; a window of 0 deletes. Ends with a no-op."""
-    lines = [b"md %b I T%d q%b\r\n" % (*w, mark()) if w[1] else b"md %b q\r\n" % w[0] for w in windows]
+def mark_stale_quietly(seen: Iterable[tuple[bytes, Window]], mark: Callable[[], bytes] = bytes) -> bytes:
+    """Void leases and leave each value stale for its window, unless it has changed meanwhile. Ends with a no-op."""
+    lines = [
+        b"md %b I T%d C%d q%b\r\n" % (key, *window, mark()) if window.seconds else b"md %b q\r\n" % key
+        for key, window in seen
+    ]
     return b"".join(lines) + NOOP
 
 
@@ -91,20 +103,22 @@ def exptime(ttl: float) -> int:
     return min(max(1, int(ttl)), RELATIVE_LIMIT)
 
 
-def read_windows(replies: Sequence[Reply], epoch: int, born: int, stale_for: float) -> list[int]:
-    """Return the s each value may stay as stale, from its `me` reply: never more than it had left. 0 = delete.
+def read_windows(replies: Sequence[Reply], epoch: int, born: int, stale_for: float) -> list[Window]:
+    """Return the s each value may stay as stale, from its `me` reply: never more than it had left.
 
     `md I T` sets the TTL, so a second invalidation would start the window anew, and a first one could lengthen it.
+    The CAS number makes sure that what was left is still true when the window is set.
     """
     return [_window(reply, int(stale_for)) for reply in replies]
 
 
-def _window(reply: Reply, stale_for: int) -> int:
+def _window(reply: Reply, stale_for: int) -> Window:
     if reply.code == b"EN":
-        return 0
+        return Window(0, 0)
     if reply.code != b"ME":
         raise _unexpected(reply)
-    return min(stale_for, _debug(reply.value or b"")[0])
+    left, cas = _debug(reply.value or b"")
+    return Window(min(stale_for, left), cas)
 
 
 def debug(line: bytes) -> tuple[int, int] | None:
@@ -171,6 +185,15 @@ def _outcome(reply: Reply) -> Stored | Refused:
     if reply.code == b"SERVER_ERROR":
         return NoRoom((reply.value or b"").decode(errors="replace"))
     raise _unexpected(reply)
+
+
+def read_marked(replies: Sequence[Reply], epoch: int, born: int, context: None) -> bool:
+    """Check the replies of `mark_stale_quietly`; False when an item had changed since it was looked at.
+
+    Raises NodeError on anything but such changes and misses.
+    """
+    read_acknowledgement([reply for reply in replies if reply.code != b"EX"], epoch, born, context)
+    return all(reply.code != b"EX" for reply in replies)
 
 
 def read_acknowledgement(replies: Sequence[Reply], epoch: int, born: int, context: None) -> None:

@@ -1,6 +1,8 @@
 """Races about stale values: their window, the one who refreshes them, and whoever only looks."""
 
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -56,6 +58,69 @@ def test_second_invalidation_does_not_begin_the_window_anew(
     wait_until(lambda: window(each_memcached) < 20, 5, "a second to pass")
     each_node.invalidate([KEY], 20)
     assert window(each_memcached) < 20
+
+
+class Meddler(MemcachedNode):
+    """A node whose invalidation is held up between its look at an item and its mark, `between` once."""
+
+    between: Callable[[], object] | None = None
+
+    def _exchange(self, build: Any, count: int, read: Any, context: Any) -> Any:
+        result = super()._exchange(build, count, read, context)
+        if read is meta.read_windows and self.between is not None:
+            between, self.between = self.between, None
+            between()
+        return result
+
+
+@pytest.fixture
+def meddler(each_memcached: MemcachedServer) -> Iterator[Meddler]:
+    """A process that is slow to invalidate."""
+    opened = Meddler(each_memcached.address, timeout=1)
+    yield opened
+    opened.close()
+
+
+def test_slow_invalidation_does_not_begin_the_window_of_a_quick_one_anew(
+    each_memcached: MemcachedServer, each_node: MemcachedNode, meddler: Meddler
+) -> None:
+    """One process looks, another invalidates, time passes, the first one marks; guard: the CAS of what it looked at."""
+
+    def between() -> None:
+        each_node.invalidate([KEY], 20)
+        wait_until(lambda: window(each_memcached) < 20, 5, "a second to pass")
+
+    filled(each_node)
+    meddler.between = between
+    meddler.invalidate([KEY], 20)
+    assert window(each_memcached) < 20
+
+
+def test_value_stored_amid_an_invalidation_is_marked_too(each_node: MemcachedNode, meddler: Meddler) -> None:
+    """What was loaded before an invalidation and stored between its look and its mark is stale, too.
+
+    Guard: an item that has changed is looked at again.
+    """
+    filled(each_node)
+    each_node.invalidate([KEY], 20)
+    early = won(each_node)
+    meddler.between = lambda: each_node.lease_set(early, FLAGS, b"old", 60)
+    meddler.invalidate([KEY], 20)
+    answer = won(each_node)
+    assert (answer.value, answer.fresh) == (b"old", False)
+
+
+def test_item_that_changes_all_the_time_is_deleted(each_node: MemcachedNode, meddler: Meddler) -> None:
+    """An invalidation that never finds an item as it saw it drops it in the end; guard: the number of looks."""
+
+    def again() -> None:
+        each_node.invalidate([KEY], 20)
+        meddler.between = again
+
+    filled(each_node)
+    meddler.between = again
+    meddler.invalidate([KEY], 20)
+    assert won(each_node).value is None
 
 
 def test_invalidation_does_not_lengthen_what_a_value_had_left(
