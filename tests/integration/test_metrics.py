@@ -219,13 +219,7 @@ def test_a_value_of_another_version(cache: Cache) -> None:
     cache.cached("item:{item_id}", ttl=60, version=1)(get_item)(1)
     with Cache.from_url(url_of(cache)) as later:
         assert later.cached("item:{item_id}", ttl=60, version=2)(get_item)(1) == 1
-        figures = counters(later)
-        assert {name: figures[name] for name in ("hits", "misses", "won", "misread")} == {
-            "hits": 0,
-            "misses": 1,
-            "won": 1,
-            "misread": 1,
-        }
+        assert counters(later) == {"misses": 1, "won": 1, "misread": 1}
 
 
 def test_a_herd(cache: Cache) -> None:
