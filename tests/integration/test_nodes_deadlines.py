@@ -3,17 +3,21 @@
 import contextlib
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from leasecache import ConfigError, Lease, NodeTimeout
 from leasecache.lab import MemcachedServer
 from leasecache.stores import dial
+from leasecache.stores.dial import Tls
 from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.pool import Connection
 
@@ -146,3 +150,36 @@ def test_settings_are_read_anew_after_a_restart(memcached: MemcachedServer) -> N
     memcached.start()
     with pytest.raises(ConfigError, match="runs with -C"):
         node.lease_get(b"item", 10)
+
+
+def read_slowly(listening: socket.socket, context: ssl.SSLContext, over: threading.Event) -> None:
+    """Greet over TLS, promise a lease, and then take 16 KiB now and then."""
+    with listening.accept()[0] as accepted, context.wrap_socket(accepted, server_side=True) as client:
+        for answer in (b"VERSION 1.6.45\r\nSTAT item_size_max 99999999\r\nEND\r\n", b"VA 0 c9 f0 t10 W\r\n\r\n"):
+            client.recv(4096)
+            client.sendall(answer)
+        with contextlib.suppress(OSError):
+            while not over.wait(PAUSE) and client.recv(16384):
+                pass
+
+
+def test_tls_server_that_reads_slowly(tmp_path: Path) -> None:
+    """A large value of which the server takes a record now and then is given up in time."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=read_slowly, args=(listening, context, over))
+        server.start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        node = MemcachedNode(address, timeout=1, connect_timeout=10, tls=Tls(ca=str(tmp_path / "ca.pem")))
+        lease = node.lease_get(b"item", 10)
+        assert isinstance(lease, Lease)
+        began = time.monotonic()
+        with pytest.raises(NodeTimeout):
+            node.lease_set(lease, 1, b"x" * 50_000_000, 60)
+        assert time.monotonic() - began < BOUND
+        over.set()
+        server.join()
