@@ -94,7 +94,7 @@ def deploy(shared_memcached: MemcachedServer) -> Iterator[Deploy]:
     with ExitStack() as running:
 
         def start(versions: tuple[Version, Version]) -> tuple[Deployed, Deployed]:
-            url = f"{shared_memcached.url}?namespace={uuid.uuid4().hex[:12]}"
+            url = f"{shared_memcached.url}?namespace={uuid.uuid4().hex[:12]}&timeout=20&connect_timeout=20"
             old, new = (Deployed(source, url) for source in versions)
             running.callback(old.close)
             running.callback(new.close)
