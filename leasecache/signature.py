@@ -56,6 +56,8 @@ class KeySignature:
 
     def key_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return the same from the key's parameters alone, as `key`, `peek` and `invalidate` take them."""
+        if not kwargs and len(args) == self.direct:
+            return args
         return self._bind(self._key_signature, args, kwargs)
 
     def loads(self, load: Callable[..., Any], arguments: Iterable[Any], others: dict[str, Any]) -> dict[Any, Loading]:
