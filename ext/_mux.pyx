@@ -35,7 +35,6 @@ cdef enum:
     ANY_FLAGS = -1
     FIRST_BUFFER = 65536
     QUEUE_LIMIT = 262144
-    GRACE = 8
     LINE_LIMIT = 2048
 
 cdef object _running_loop = asyncio.get_running_loop
@@ -254,16 +253,16 @@ cdef class _Mux:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def _tick(self, int grace):
-        cdef double left
+    def _tick(self, bint grace):
+        cdef double late
         self._timer = None
         if self._first == len(self._queue):
             return
-        left = (<Pending>self._queue[self._first])._deadline - leasecache_now()
-        if left > 0:
-            self._timer = self.loop.call_later(left, self._tick, GRACE)
-        elif grace:  # the loop may have been held up: first let it read what is there
-            self._timer = self.loop.call_later(0, self._tick, grace - 1)
+        late = leasecache_now() - (<Pending>self._queue[self._first])._deadline
+        if late < 0:
+            self._timer = self.loop.call_later(-late, self._tick, True)
+        elif grace:  # the loop was held up for so long, and has not read what may be there
+            self._timer = self.loop.call_later(min(late, self._timeout), self._tick, False)
         else:
             self._end(NodeTimeout(f"no answer within {self._timeout:g} s"), True)
 
@@ -295,7 +294,7 @@ cdef class _Mux:
             self._flushing = True
             self.loop.call_soon(self._flush)
         if self._timer is None:
-            self._timer = self.loop.call_later(self._timeout, self._tick, GRACE)
+            self._timer = self.loop.call_later(self._timeout, self._tick, True)
         return 0
 
     cdef int _pop(self) except -1:

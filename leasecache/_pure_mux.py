@@ -19,7 +19,6 @@ QUIET = -1  # instead of a number of replies: as many as come before MN
 ANY_FLAGS = -1  # no client flags: the request is not a reader's
 FIRST_BUFFER = 65536  # bytes
 QUEUE_LIMIT = 262144  # bytes of requests that wait for the transport; who comes then waits for room
-GRACE = 8  # turns in which a loop that was held up reads the replies that are there already
 
 Read = Callable[[list[Reply], int, int, Any], Any]  # replies, epoch when asked, epoch of the connection, context
 Parse = Callable[[bytes, int], "tuple[Reply, int] | None"]
@@ -231,7 +230,7 @@ class Mux(asyncio.BufferedProtocol):
             self._flushing = True
             self.loop.call_soon(self._flush)
         if self._timer is None:
-            self._timer = self.loop.call_later(self._timeout, self._tick, GRACE)
+            self._timer = self.loop.call_later(self._timeout, self._tick, True)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -290,15 +289,15 @@ class Mux(asyncio.BufferedProtocol):
         if not self.open and not self._pending:
             self._end(NodeError("connection closed"), failed=False)
 
-    def _tick(self, grace: int) -> None:
+    def _tick(self, grace: bool) -> None:
         self._timer = None
         if not self._pending:
             return
-        left = self._pending[0]._deadline - time.monotonic()
-        if left > 0:
-            self._timer = self.loop.call_later(left, self._tick, GRACE)
-        elif grace:  # the loop may have been held up: first let it read what is there
-            self._timer = self.loop.call_later(0, self._tick, grace - 1)
+        late = time.monotonic() - self._pending[0]._deadline
+        if late < 0:
+            self._timer = self.loop.call_later(-late, self._tick, True)
+        elif grace:  # the loop was held up for so long, and has not read what may be there
+            self._timer = self.loop.call_later(min(late, self._timeout), self._tick, False)
         else:
             self._end(NodeTimeout(f"no answer within {self._timeout:g} s"), failed=True)
 

@@ -236,7 +236,8 @@ class AsyncMemcachedNode:
                     if not mux.died:
                         raise
                 else:
-                    self._down.answered()
+                    if mux.open:  # what came behind the answer may have ended it
+                        self._down.answered()
                     return result
         except asyncio.CancelledError:
             self._down.passed_on()
