@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from loadtests.bench import batches, herd, hits, keys, memory_hits, redis_hits, rivals
+from loadtests.bench import aio, batches, herd, hits, keys, memory_hits, redis_hits, rivals
 from loadtests.bench.instructions import INSTRUCTIONS, counted
 from loadtests.bench.row import OURS, Figure, Goal, Role, Row, Side
 from loadtests.bench.slices import TIME, timed
@@ -196,4 +196,22 @@ P6R = Row(
     measure=herd.Stampedes(herd.RAISING),
 )
 
-ROWS = (P1, P1T, P1I, P2, P3, P4, P5, P6, P6K, P6S, P6R)
+CLIENTS = ("emcache get", "emcache get, autobatching", "memcachio get", "aiomcache get")
+
+P7 = Row(
+    name="P7",
+    work="hits of 200 asyncio tasks, per hit",
+    sides=(
+        ours(aio.ours),
+        rival("emcache get", aio.emcache),
+        rival("emcache get, autobatching", partial(aio.emcache, autobatching=True)),
+        rival("memcachio get", aio.memcachio),
+        rival("aiomcache get", aio.aiomcache),
+    ),
+    figures=times(goals=(Goal(at_most=0.5, of=CLIENTS),)),
+    measure=partial(timed, slice_for=0.05),  # many calls for each start of 200 tasks
+    right=aio.has_all,
+    per=len(aio.IDS),
+)
+
+ROWS = (P1, P1T, P1I, P2, P3, P4, P5, P6, P6K, P6S, P6R, P7)
