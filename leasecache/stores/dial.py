@@ -120,18 +120,11 @@ class Dialer:
         return self._context.wrap_socket(sock, server_hostname=name)
 
     def _greet(self, sock: Any, deadline: float) -> Terms:
-        """Say hello. Of a herd of connections one asks for the settings, which are most of what a greeting costs."""
-        settings = time.monotonic() >= self._settings_until
-        if settings:
-            self._settings_until = time.monotonic() + SETTINGS_FOR
-        try:
-            found = self._converse(sock, settings, deadline)
-        except BaseException:
-            if settings:
-                self._settings_until = 0.0
-            raise
+        """Say hello. The settings are most of what that costs, and so they are believed for a while."""
+        found = self._converse(sock, time.monotonic() >= self._settings_until, deadline)
         if found.item_size_max is not None:
             self.item_size_max = found.item_size_max
+            self._settings_until = time.monotonic() + SETTINGS_FOR
         return found
 
     def _converse(self, sock: Any, settings: bool, deadline: float) -> Terms:
