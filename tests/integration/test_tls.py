@@ -11,6 +11,8 @@ import trustme
 from leasecache import Cache, ConfigError, Hit, Lease, NodeError, Stored
 from leasecache.lab import MemcachedServer
 from leasecache.lab.memcached import Certificate
+from leasecache.stores.dial import Tls
+from leasecache.stores.memcached import MemcachedNode
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,20 @@ def test_fork_with_an_open_tls_connection(server: MemcachedServer, files: Path) 
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
         use(cache)
+
+
+def test_restart_over_tls_costs_no_failed_call(server: MemcachedServer, files: Path) -> None:
+    """Idle connections that the server has ended are told from those that it has not, over TLS as over plain TCP."""
+    node = MemcachedNode(server.address, tls=Tls(ca=f"{files}/ca.pem"))
+    for connection in [node._pool.acquire() for _ in range(4)]:
+        node._pool.release(connection)
+    node._pool.drop_ended()
+    assert node.connections == (4, 4)
+    server.restart()
+    for i in range(8):
+        assert isinstance(node.lease_get(b"item:%d" % i, 10), Lease)
+    assert (node.errors.broken, node.connections) == (1, (1, 1))
+    node.close()
 
 
 @pytest.mark.parametrize("authority_file", ["?ca={files}/stranger.pem", ""])
