@@ -114,12 +114,12 @@ def test_item_that_changes_all_the_time_is_deleted(each_node: MemcachedNode, med
     """An invalidation that never finds an item as it saw it drops it in the end; guard: the number of looks."""
 
     def again() -> None:
-        each_node.invalidate([KEY], 20)
+        each_node.invalidate([KEY], 300)
         meddler.between = again
 
-    filled(each_node)
+    filled(each_node, ttl=1000)
     meddler.between = again
-    meddler.invalidate([KEY], 20)
+    meddler.invalidate([KEY], 300)
     assert won(each_node).value is None
 
 

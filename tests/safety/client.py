@@ -125,7 +125,8 @@ class Client:
         lease_set, lease_set_many = store.lease_set, store.lease_set_many
 
         async def many(fills: Sequence[Any]) -> Any:
-            began, outcomes = time.monotonic_ns(), [None] * len(fills)
+            began = time.monotonic_ns()
+            outcomes: list[Any] = [None] * len(fills)
             try:
                 outcomes = await got(lease_set_many(fills))
             finally:
@@ -134,7 +135,8 @@ class Client:
             return outcomes
 
         async def single(*fill: Any) -> Any:
-            began, outcome = time.monotonic_ns(), Refused("failed")
+            began = time.monotonic_ns()
+            outcome: Any = Refused("failed")
             try:
                 outcome = await got(lease_set(*fill))
             finally:

@@ -50,7 +50,10 @@ def _later(work: Callable[..., None], *args: Any) -> None:
 
 
 def _stretch_the_window() -> None:
-    meta._window = lambda reply, stale_for: 0 if reply.code == b"EN" else stale_for
+    window = meta._window
+    meta._window = lambda reply, stale_for: (seen := window(reply, stale_for))._replace(
+        seconds=stale_for if seen.seconds else 0
+    )
 
 
 def _keep_the_pool_after_a_fork() -> None:

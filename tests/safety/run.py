@@ -40,6 +40,7 @@ class Options:
     processes: int = 3
     nodes: int = 2
     store: str = "memcached"
+    least: int = 0  # operations; a busy machine takes longer for them, up to ten times as long
     mutant: str | None = None
 
     @property
@@ -92,7 +93,7 @@ def run(options: Options, progress: Progress | None = None) -> Report:
         began = time.monotonic()
         faults = Faults(servers, proxies, crew.replace_victim, seed=options.seed, calm=options.calm)
         with crew, faults:
-            for passed, operations, invalidations in crew.watch(options.seconds):
+            for passed, operations, invalidations in crew.watch(options.seconds, options.least):
                 if progress is not None:
                     progress(passed, operations, invalidations, faults.counts)
         report.seconds = time.monotonic() - began
@@ -130,15 +131,21 @@ class Crew:
             for process in self._processes.values():
                 process.join(END_WITHIN)
 
-    def watch(self, seconds: float) -> Iterator[tuple[float, int, int]]:
+    def watch(self, seconds: float, least: int) -> Iterator[tuple[float, int, int]]:
         """Yield s, operations and invalidations so far, until time is over, a violation is seen or a process ends."""
-        began = time.monotonic()
-        while (passed := time.monotonic() - began) < seconds and not self._ledger.stopped:
-            with self._lock:
-                if not all(process.is_alive() for process in self._processes.values()):
-                    return
-            time.sleep(min(0.1, seconds - passed))
-            yield passed, *self._ledger.counts()
+        began, operations = time.monotonic(), 0
+        while not self._ledger.stopped and self._complete:
+            passed = time.monotonic() - began
+            if passed >= (seconds if operations >= least else 10 * seconds):
+                return
+            time.sleep(0.1)
+            operations, invalidations = self._ledger.counts()
+            yield passed, operations, invalidations
+
+    @property
+    def _complete(self) -> bool:
+        with self._lock:
+            return all(process.is_alive() for process in self._processes.values())
 
     def replace_victim(self) -> None:
         """Kill the process that holds leases and promises nothing else, and start another."""
