@@ -124,11 +124,17 @@ def watched_redis() -> Iterator[Watched]:
 class ClusterServer(RedisServer):
     """Run redis-server as a node of a cluster, alone until others are met."""
 
+    def __init__(self, node_timeout: float, name: str) -> None:
+        """`node_timeout` is the s after which others take a silent node for dead."""
+        super().__init__(name=name)
+        self._node_timeout = node_timeout
+
     def prepare(self) -> None:
         self._bus = free_port()
 
     def command(self) -> list[str]:
-        arguments = ["--cluster-enabled", "yes", "--cluster-port", str(self._bus), "--cluster-node-timeout", "2000"]
+        timeout = str(round(self._node_timeout * 1000))
+        arguments = ["--cluster-enabled", "yes", "--cluster-port", str(self._bus), "--cluster-node-timeout", timeout]
         return [*super().command(), *arguments, *PROMPT]
 
     def meet(self, other: "ClusterServer") -> None:
@@ -155,14 +161,14 @@ class RedisCluster:
 
 
 @contextmanager
-def redis_cluster(primaries: int = 2, *, replicas: bool = False) -> Iterator[RedisCluster]:
-    """Run a cluster of so many primaries; with `replicas` each has one.
+def redis_cluster(primaries: int = 2, *, replicas: bool = False, node_timeout: float = 30.0) -> Iterator[RedisCluster]:
+    """Run a cluster of so many primaries; with `replicas` each has one. A node silent for `node_timeout` s is dead.
 
     Three primaries elect a replica when one of them dies; with fewer "CLUSTER FAILOVER" makes a replica the primary.
     """
     with ExitStack() as servers:
         count = 2 * primaries if replicas else primaries
-        nodes = [servers.enter_context(ClusterServer(name=f"redis-{i}")) for i in range(count)]
+        nodes = [servers.enter_context(ClusterServer(node_timeout, f"redis-{i}")) for i in range(count)]
         owners, followers = nodes[:primaries], nodes[primaries:]
         for i, owner in enumerate(owners):
             first, end = SLOTS * i // primaries, SLOTS * (i + 1) // primaries

@@ -15,7 +15,7 @@ from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 from leasecache.errors import NodeTimeout, ProtocolError
 from leasecache.stores.pool import Connection
 from leasecache.stores.redis_link import FAILURES, Access, Address, failure, read
-from leasecache.stores.redis_wire import Command, Unfit, pack
+from leasecache.stores.redis_wire import Command, Unfit, complaint, pack
 
 _left_behind: list[Any] = []  # a parent's connections: collecting one would take it from the parent's event loop
 
@@ -61,7 +61,7 @@ class AsyncLink:
         try:
             await asyncio.wait_for(self._connection.connect(), self._connect_timeout)
         except exceptions.ResponseError as error:
-            raise Unfit(f"it refuses us: {error}") from error
+            raise Unfit(f"it refuses us: {complaint(error)}") from error
         except asyncio.TimeoutError as error:
             raise NodeTimeout("no connection in time") from error
         except FAILURES as error:

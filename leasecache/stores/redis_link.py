@@ -10,7 +10,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
 from leasecache.stores.dial import Tls
-from leasecache.stores.redis_wire import Command, Unfit, code, pack
+from leasecache.stores.redis_wire import Command, Unfit, code, complaint, pack, refused
 
 Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
 
@@ -123,7 +123,7 @@ class Link:
         try:
             self._connection.connect()
         except exceptions.ResponseError as error:
-            raise Unfit(f"it refuses us: {error}") from error
+            raise Unfit(f"it refuses us: {complaint(error)}") from error
         except FAILURES as error:
             raise failure(error) from error
 
@@ -209,7 +209,7 @@ def read(commands: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
     """
     for reply in replies:
         if isinstance(reply, exceptions.ResponseError) and code(reply) in ("READONLY", "MASTERDOWN"):
-            raise NodeError(f"refused: {reply}")
+            raise refused(reply)
     return [
         reply if isinstance(reply, exceptions.ResponseError) else command.read(reply)
         for command, reply in zip(commands, replies, strict=True)

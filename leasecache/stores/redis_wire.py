@@ -170,7 +170,7 @@ def outcome(found: "Stored | Refused | ResponseError") -> Stored | Refused:
     if not isinstance(found, ResponseError):
         return found
     if code(found) == "OOM":  # the lease has gone: the next reader wins
-        return Refused(f"the server is out of memory: {found}")
+        return Refused(f"the server is out of memory: {complaint(found)}")
     raise refused(found)
 
 
@@ -193,7 +193,8 @@ def seen(value: "bytes | ResponseError | None", left: "int | ResponseError") -> 
 
 
 _CODES = {"OutOfMemoryError": "OOM", "NoScriptError": "NOSCRIPT", "ReadOnlyError": "READONLY", "MovedError": "MOVED"}
-_CODES |= {"AskError": "ASK", "MasterDownError": "MASTERDOWN"}
+_CODES |= {"AskError": "ASK", "MasterDownError": "MASTERDOWN", "ClusterDownError": "CLUSTERDOWN"}
+_CODES |= {"TryAgainError": "TRYAGAIN", "ClusterCrossSlotError": "CROSSSLOT", "NoPermissionError": "NOPERM"}
 
 
 def code(error: ResponseError) -> str:
@@ -219,14 +220,22 @@ def node_name(host: str, port: int, told_by: str) -> str:
 
 def refused(error: ResponseError) -> NodeError:
     """Return the error of a command that the server has not done."""
-    return NodeError(f"refused: {error}")
+    return NodeError(f"refused: {complaint(error)}")
+
+
+def complaint(error: ResponseError) -> str:
+    """Return an error reply as the server has put it."""
+    text, word = str(error), code(error)
+    return text if text.startswith(word) else f"{word} {text}"
 
 
 def check_greeting(replies: Sequence[Any], *, cluster: bool) -> None:
     """Check the replies to GREETING. Raises NodeError on a replica, Unfit on a server that cannot hold leases."""
     hello, *loaded = replies
     if isinstance(hello, ResponseError):
-        raise Unfit(f"it refuses HELLO: {hello}; leases need Redis {LEAST_VERSION}.0 or newer, spoken to directly")
+        raise Unfit(
+            f"it refuses HELLO: {complaint(hello)}; leases need Redis {LEAST_VERSION}.0 or newer, spoken to directly"
+        )
     told = dict(zip(_list(hello)[::2], hello[1::2], strict=False))
     major = _bytes(told.get(b"version")).split(b".")[0]
     if not major.isdigit() or int(major) < LEAST_VERSION:
@@ -242,7 +251,9 @@ def check_greeting(replies: Sequence[Any], *, cluster: bool) -> None:
         )
     for reply in loaded:
         if isinstance(reply, ResponseError):
-            raise Unfit(f"it refuses scripts: {reply}; leases need SCRIPT LOAD, EVALSHA and EVAL: allow them")
+            raise Unfit(
+                f"it refuses scripts: {complaint(reply)}; leases need SCRIPT LOAD, EVALSHA and EVAL: allow them"
+            )
 
 
 def read_slots(reply: Any) -> list[tuple[int, int, str, int]]:
