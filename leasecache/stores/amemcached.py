@@ -175,6 +175,9 @@ class AsyncMemcachedNode:
 
     async def aclose(self) -> None:
         """Close the connections, this loop's when its requests are answered; the node can be used again."""
+        opening = self._opening.get(asyncio.get_running_loop())
+        if opening is not None:
+            await asyncio.wait({opening})
         mine = self._muxes.get(asyncio.get_running_loop())
         for loop, mux in list(self._muxes.items()):
             if mux is mine:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from leasecache import _accel
-from leasecache.errors import LeasecacheError, NodeError
+from leasecache.errors import NodeError
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Token
 from leasecache.stores.base import AsyncBatchReader, AsyncLeaseNode, AsyncReader, Outcome
 from leasecache.stores.ring import ring
@@ -74,7 +74,7 @@ class AsyncRoutedStore:
             return_exceptions=True,
         )
         for failure in found:
-            if isinstance(failure, LeasecacheError):
+            if isinstance(failure, BaseException):
                 raise failure
 
     async def look(self, key: bytes) -> Hit | None:
