@@ -1,6 +1,7 @@
 """No caller gets what an invalidation before its call has made old: a short run, and what it takes to fail one."""
 
 import random
+import re
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from leasecache import Entry
 from tests.safety.history import Event, timeline
 from tests.safety.ledger import LAPS, Ledger
+from tests.safety.mutants import MUTANTS
 from tests.safety.oracle import SLACK, Oracle, Value
 from tests.safety.run import Options, run
 
@@ -108,3 +110,16 @@ def test_timeline_shows_one_row_and_what_concerned_all() -> None:
     ]
     lines = timeline(events, 0, now + 10)
     assert [line.split()[-1] for line in lines] == ["first", "second", "third"]
+
+
+def test_page_names_guards_and_tests_that_exist() -> None:
+    """Every test and mutant that docs/safety.md names is there; a name may be cut by an ellipsis."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs/safety.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in (root / "tests").rglob("test_*.py"))
+    files = {path.stem for path in (root / "tests").rglob("test_*.py")}
+    for name, cut, rest in re.findall(r"`(test_\w+)(…?)(\w*)`", page):
+        found = name in files or re.search(rf"def {name}" + (r"\w*" if cut else "") + rest + r"\b", code)
+        assert found, name
+    named = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", page.split("### What it finds")[1].split("## The races")[0]))
+    assert named == set(MUTANTS)
