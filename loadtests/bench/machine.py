@@ -32,6 +32,7 @@ def description() -> dict[str, Any]:
         "system": platform.platform(),
         "cpu": _cpu(),
         "cpus": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
         "clock_ns": clock(),
         "memcached": _served(memcached_program, "-V"),
         "redis": _served(redis_program, "--version"),
