@@ -14,7 +14,6 @@ from leasecache.errors import NodeError
 from leasecache.lab import RedisServer, wait_until
 from leasecache.lease import Answer, Lease, Stored
 from leasecache.stores.base import Store
-from leasecache.stores.redis_scripts import SCRIPTS
 from tests.driven import DrivenStore
 
 KEY = b"race"
@@ -77,9 +76,6 @@ def hello(version: bytes = b"7.0.15", role: bytes = b"master", mode: bytes = b"s
     """Return the reply to HELLO."""
     told = (b"server", b"redis", b"version", version, b"mode", mode, b"role", role)
     return b"*%d\r\n" % len(told) + b"".join(bulk(part) for part in told)
-
-
-LOADED = b"".join(bulk(script.sha) for script in SCRIPTS)
 
 
 class _Pretender(socketserver.BaseRequestHandler):

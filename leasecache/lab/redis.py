@@ -13,7 +13,7 @@ from leasecache.lab.servers import HOST, Server, free_port, wait_until
 SERVICE = "app"  # what the Sentinel calls the primary
 PROMPT = ("--repl-diskless-sync-delay", "0")  # s that a replica waits for others before it is served
 SLOTS = 16384
-END = "that-is-all"  # what a server sends back behind its replies
+END = b"that-is-all"  # what a server sends back behind its replies
 WITHIN = 30.0  # s, for what takes milliseconds on an idle machine
 
 
@@ -47,12 +47,12 @@ class RedisServer(Server):
         A command is a line without its end, such as "CONFIG SET maxmemory 1mb".
         """
         greeting = [f"AUTH {self._password}"] if self._password else []
-        request = "".join(f"{line}\r\n" for line in (*greeting, *commands, f"PING {END}"))
+        request = "".join(f"{line}\r\n" for line in (*greeting, *commands, f"ECHO {END.decode()}"))
         replies = b""
         try:
             with socket.create_connection((HOST, self.port), timeout=5) as connection:
                 connection.sendall(request.encode())
-                while not replies.endswith(f"${len(END)}\r\n{END}\r\n".encode()):  # a Sentinel knows no QUIT
+                while END not in replies[-80:] or not replies.endswith(b"\r\n"):  # a Sentinel complains of "ECHO END"
                     received = connection.recv(65536)
                     if not received:
                         break

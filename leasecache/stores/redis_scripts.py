@@ -64,14 +64,15 @@ if holder == ARGV[4] then
 end
 """
 
+# SET comes first: once a script has written, Redis lets it write on however full the memory is.
 _LEASE_SET = r"""
 if not holder then return 0 end
 if holder ~= ARGV[1] then return 1 end
 local now = redis.call('TIME')
 local expiry = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[4]
+local stored = redis.pcall('SET', KEYS[1], ARGV[2] .. struct.pack('>I8', expiry) .. ARGV[3], 'PX', ARGV[4])
 redis.call('DEL', KEYS[2])
-redis.call('SET', KEYS[1], ARGV[2] .. struct.pack('>I8', expiry) .. ARGV[3], 'PX', ARGV[4])
-return 2
+return stored.err and stored or 2
 """
 
 _RELEASE = r"""
