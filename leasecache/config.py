@@ -110,7 +110,7 @@ def parse_url(url: str) -> CacheUrl:
     if scheme not in _OPTIONS or "://" not in url:
         raise ConfigError(f"cache URL {url!r}: the scheme must be one of {', '.join(f'{s}://' for s in _OPTIONS)}")
     address, _, text = rest.partition("?")
-    if "***@" in url and "@" not in address:
+    if "***@" in url and "@" in text:
         raise ConfigError(f"cache URL {url!r}: write @ as %40 in an option, and ? as %3F in a password")
     credentials, address = _credentials(url, scheme, address)
     address, service, db = _database(url, scheme, address)
@@ -195,7 +195,7 @@ def _redis(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != "redis":
+        if (error.name or "").partition(".")[0] != "redis":
             raise
         raise ConfigError("a redis:// cache needs redis-py; run: pip install 'leasecache[redis]'") from None
 
