@@ -243,7 +243,8 @@ def _look(
     assert answer.token is not None
     half = max(expected / 2, POLL_FIRST)
     due = time.monotonic() + half
-    return Look(task.ask(refresh_ahead), answer.token, until, due, due + half if expected else due + POLL_FIRST)
+    again = due + (half if expected else POLL_FIRST)
+    return Look(task.ask(refresh_ahead, _grant(task)), answer.token, until, due, again)
 
 
 def _names(answer: Any, token: Token) -> bool:
@@ -257,8 +258,12 @@ def _deadline(task: Task, token: Token) -> float:
     return task.local.holders.deadline(task.key, token, patience, policy.lease_for, time.monotonic())
 
 
+def _grant(task: Task) -> float:
+    return task.local.holders.grant(task.key, task.policy.lease_for)
+
+
 def _steal(task: Task, token: Token) -> Answering:
-    answer: Answer | NodeError = yield Steal(token)
+    answer: Answer | NodeError = yield Steal(token, _grant(task))
     if isinstance(answer, Lease) and answer.token is not None:
         task.profile.stats.stolen += 1
         _deadline(task, answer.token)  # this process holds it now, since now

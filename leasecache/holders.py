@@ -1,7 +1,7 @@
 """Who holds the lease of a key, as far as this process has seen: since when, and how often it was robbed.
 
 A holder that is dead never stores, and a stale item has no clock that would end its lease; one that is merely slow
-must get to store. So each theft of a key doubles the time that the next holder is given.
+must get to store. So each theft of a key doubles the time that the next holder is given, and the life of its lease.
 """
 
 import threading
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from leasecache.fork import forget_after_fork
 from leasecache.lease import Token
+from leasecache.policy import LEASE_MOST
 
 KNOWN = 4096  # keys remembered, the latest
 MOST = 0.5  # of a holder's time
@@ -48,6 +49,15 @@ class Holders:
                     self._by_key.popitem(last=False)
             self._by_key.move_to_end(key)
             return holder.since + _time(holder.thefts, patience, lease_for)
+
+    def grant(self, key: bytes, lease_for: float) -> float:
+        """Return the s that a caller who outlasts the present holder asks for: twice what that one had.
+
+        The item of a lease ends with it, so a loader that is slower than `lease_for` stores only under a longer one.
+        """
+        with self._lock:
+            holder = self._by_key.get(key)
+            return min(_time(1 + (holder.thefts if holder is not None else 0), lease_for, lease_for), LEASE_MOST)
 
     def drop(self, key: bytes) -> None:
         """Forget a key whose value has been stored."""

@@ -69,10 +69,10 @@ class Task:
         """When the call stops waiting for anything but its own load."""
         return self.wait_until + self.policy.lease_for
 
-    def ask(self, refresh_ahead: float | None = None) -> Ask:
-        """Return the lease-get of this call; `refresh_ahead` in s, None = the policy's."""
+    def ask(self, refresh_ahead: float | None = None, lease_for: float | None = None) -> Ask:
+        """Return the lease-get of this call; both in s, None = the policy's."""
         ahead = self.policy.refresh_ahead if refresh_ahead is None else refresh_ahead
-        return Ask(self.key, self.policy.lease_for, ahead)
+        return Ask(self.key, self.policy.lease_for if lease_for is None else lease_for, ahead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,7 @@ class Steal:
     """Void a lease whose holder has had its time; resumed with what a lease-get then answers, or the NodeError."""
 
     token: Token
+    lease_for: float  # s
 
 
 @dataclass(frozen=True, slots=True)

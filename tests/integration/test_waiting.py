@@ -213,6 +213,26 @@ def test_slow_loader_gets_to_store_although_others_steal(memcached: MemcachedSer
     assert counted.value <= 3
 
 
+def test_loader_slower_than_its_lease_stores_at_the_second_attempt(cache: Cache) -> None:
+    """A load of 1.6 s under a lease of 1 s is refused; who outlasted it has a lease of 2 s.
+
+    The guard is Holders.grant: under leases of lease_for no load would ever be stored.
+    """
+    loads: list[int] = []
+
+    @cache.cached("item:{n}", ttl=60, wait_for=20, lease_for=1)
+    def item(n: int) -> int:
+        loads.append(n)
+        time.sleep(1.6)
+        return n
+
+    with ThreadPoolExecutor(10) as pool:
+        states = [future.result().state for future in [pool.submit(item.lookup, 1) for _ in range(10)]]
+    assert item.lookup(1).state == "fresh"
+    assert len(loads) <= 3
+    assert "loaded" in states
+
+
 def _hold_and_die(url: str, ready: Any) -> None:
     with Cache.from_url(url) as cache:
 

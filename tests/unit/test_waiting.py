@@ -121,6 +121,18 @@ def test_each_theft_doubles_the_time_of_the_next_holder() -> None:
     assert given == [1, 2, 4, 8, 16, 16, 16, 16, 16, 16]
 
 
+def test_who_outlasts_a_holder_is_granted_twice_its_time() -> None:
+    """The lease of the next one lives twice as long as that of the one before, up to eight times, and to 30 days."""
+    holders, now = Holders(), 0.0
+    granted = []
+    for cas in range(6):
+        now = holders.deadline(b"k", Token(cas, 1, 1), 2.0, 2.0, now)
+        granted.append(holders.grant(b"k", 2.0))
+    assert granted == [4, 8, 16, 16, 16, 16]
+    assert holders.grant(b"unknown", 2.0) == 4
+    assert holders.grant(b"unknown", 29 * 86400) == 30 * 86400
+
+
 def test_a_holder_that_gave_up_in_time_costs_its_successor_nothing() -> None:
     """A token that changed before its deadline was released or invalidated, not stolen."""
     holders = Holders()
