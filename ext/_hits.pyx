@@ -270,13 +270,31 @@ cdef class RingReader(_Reader):
 
 
 @cython.final
+cdef class Item:
+    """What a store in memory holds under a key."""
+
+    cdef public unsigned long flags
+    cdef public bytes value
+    cdef public long long cas
+    cdef public double expires
+    cdef public bint stale, taken
+
+    def __init__(self, unsigned long flags, bytes value not None, long long cas, double expires):
+        self.flags = flags
+        self.value = value
+        self.cas = cas
+        self.expires = expires
+
+
+@cython.final
 cdef class MemoryReader(_Reader):
     """Reads keys from a store in this process: plain hits without its lock, all else by `rest`."""
 
-    cdef object _items, _touch, _clock, _rest, _flags
+    cdef object _items, _touch, _clock, _rest
+    cdef unsigned long _flags
     cdef double _ahead
 
-    def __init__(self, items, clock, double refresh_ahead, flags, rest):
+    def __init__(self, items, clock, double refresh_ahead, unsigned long flags, rest):
         self._items = items
         self._touch = items.move_to_end
         self._clock = clock
@@ -295,19 +313,15 @@ cdef class MemoryReader(_Reader):
         # The clock comes first, as it may be Python. From the look to the touch there is C alone, so no other thread.
         cdef double now = time.monotonic() if self._clock is None else self._clock()
         cdef PyObject *found = PyDict_GetItemWithError(self._items, key)
-        cdef object item
+        cdef Item item
+        cdef double left
         if found != NULL:
             item = <object>found
-            if self._is_plain(item, now):
+            left = item.expires - now
+            if left > 0 and not item.stale and item.flags == self._flags and (left >= self._ahead or item.taken):
                 self._touch(key)
                 return item.value
         return self._rest(key)
-
-    cdef bint _is_plain(self, object item, double now) except -1:
-        cdef double left = <double>item.expires - now
-        if left <= 0 or item.stale or item.flags != self._flags:
-            return False
-        return left >= self._ahead or item.taken
 
 
 @cython.final
@@ -366,7 +380,7 @@ cdef class Call:
     def many(self, list arguments not None):
         """Return (bound, {argument: value} of the plain hits, (argument, key, answer) of the others).
 
-        None when an argument does not have the key's parameters in order, or two of them are of one key.
+        None when an argument does not have the key's parameters in order.
         """
         cdef _Route route = self._routed()
         cdef list keys, answers
@@ -378,8 +392,6 @@ cdef class Call:
             if (len(<tuple>argument) if isinstance(argument, tuple) else 1) != self._direct:
                 return None
         keys = route.renderer.from_many(arguments)
-        if len(set(keys)) != len(keys):
-            return None
         answers = list(route.bound.read_many(keys))
         if len(answers) != len(keys):
             raise ValueError("as many answers as keys")

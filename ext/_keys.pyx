@@ -248,12 +248,13 @@ cdef class Renderer:
         begin(&out, room, sizeof(room))
         try:
             for values in arguments:
-                if not isinstance(values, tuple):
-                    values = (values,)
-                elif type(values) is not tuple:
-                    values = tuple(values)
                 out.size = 0
-                self.render(&out, <tuple>values)
+                if isinstance(values, tuple):
+                    self.render(&out, values if type(values) is tuple else tuple(values))
+                elif self._count == 1:
+                    self._render_only(&out, values)
+                else:
+                    self.render(&out, (values,))
                 keys.append(PyBytes_FromStringAndSize(out.data, out.size))
         finally:
             drop(&out)
@@ -294,6 +295,14 @@ cdef class Renderer:
         for i in range(self._count):
             self._put_python(out, i, values[i])
             put(out, self._fields[i].literal, self._fields[i].literal_size)
+        return _shorten_from(out, start)
+
+    cdef int _render_only(self, Text *out, object value) except -1:
+        """Append the key whose only field is `value`."""
+        cdef Py_ssize_t start = out.size
+        _put_bytes(out, <bytes>self._literals[0])
+        self._put_python(out, 0, value)
+        put(out, self._fields[0].literal, self._fields[0].literal_size)
         return _shorten_from(out, start)
 
     cdef int _put_python(self, Text *out, Py_ssize_t i, object value) except -1:

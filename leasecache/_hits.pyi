@@ -66,6 +66,17 @@ class RingReader:
     def __call__(self, key: bytes) -> Any:
         """Return what the reader of the key's owner returns."""
 
+class Item:
+    """What a store in memory holds under a key."""
+
+    flags: int
+    value: bytes
+    cas: int
+    expires: float
+    stale: bool
+    taken: bool
+    def __init__(self, flags: int, value: bytes, cas: int, expires: float) -> None: ...
+
 class MemoryReader:
     """Reads keys from a store in this process: plain hits without its lock, all else by `rest`."""
 

@@ -158,6 +158,20 @@ class RingReader:
         return self._readers[self._ring.owner(key)](key)
 
 
+class Item:
+    """What a store in memory holds under a key."""
+
+    __slots__ = ("cas", "expires", "flags", "stale", "taken", "value")
+
+    def __init__(self, flags: int, value: bytes, cas: int, expires: float) -> None:
+        """`expires` in s on the store's clock."""
+        self.flags = flags
+        self.value = value
+        self.cas = cas
+        self.expires = expires
+        self.stale = self.taken = False
+
+
 class MemoryReader:
     """Reads keys from a store in this process: plain hits without its lock, all else by `rest`.
 
@@ -174,7 +188,7 @@ class MemoryReader:
         flags: int,
         rest: Callable[[bytes], Any],
     ) -> None:
-        """`items` is an OrderedDict of what has expires, stale, taken, flags and value; no clock = `time.monotonic`."""
+        """`items` is an OrderedDict of Items; no clock = `time.monotonic`."""
         self._rest = rest
 
     def __call__(self, key: bytes) -> Any:
@@ -252,14 +266,12 @@ class Call:
     def many(self, arguments: list[Any]) -> tuple[Any, dict[Any, Any], list[tuple[Any, bytes, Any]]] | None:
         """Return (bound, {argument: value} of the plain hits, (argument, key, answer) of the others).
 
-        None when an argument does not have the key's parameters in order, or two of them are of one key.
+        None when an argument does not have the key's parameters in order.
         """
         bound, renderer, decode = self._routed()
         if any((len(a) if isinstance(a, tuple) else 1) != self._direct for a in arguments):
             return None
         keys = renderer.from_many(arguments)
-        if len(set(keys)) != len(keys):
-            return None
         found: dict[Any, Any] = {}
         rest = []
         for argument, key, answer in zip(arguments, keys, bound.read_many(keys), strict=True):

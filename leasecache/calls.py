@@ -67,13 +67,15 @@ class CachedCore(FunctionCore):
         if not rest:
             return values
         loads = self.signature.loads(load, [argument for argument, _, _ in rest], others)
-        tasks = {key: self.task(bound, key, loads[argument][1]) for argument, key, _ in rest}
-        loaded = self._settle(bound, tasks, [answer for _, _, answer in rest])
-        values |= {argument: loaded[key] for argument, key, _ in rest}
+        answers = {key: answer for _, key, answer in reversed(rest)}  # of two for one key, the first may have won
+        keys = {argument: key for argument, key, _ in rest}
+        tasks = {key: self.task(bound, key, loads[argument][1]) for argument, key in keys.items()}
+        loaded = self._settle(bound, tasks, [answers[key] for key in tasks])
+        values |= self.named(loaded, keys)
         return {argument: values[argument] for argument in asked}
 
     def _get_many(self, bound: Bound, load: Loader, asked: list[Any], others: Kwargs) -> dict[Any, Any]:
-        """Do the same when arguments are ignored, left to their defaults, or share a key."""
+        """Do the same when arguments are ignored or left to their defaults."""
         loads = self.signature.loads(load, asked, others)
         keys = {argument: bound.render(values) for argument, (values, _) in loads.items()}
         tasks = {keys[argument]: self.task(bound, keys[argument], loading) for argument, (_, loading) in loads.items()}

@@ -45,6 +45,7 @@ cdef class Renderer:
     cdef Py_ssize_t _count
 
     cdef int render(self, Text *out, tuple values) except -1
+    cdef int _render_only(self, Text *out, object value) except -1
     cdef int _put_python(self, Text *out, Py_ssize_t i, object value) except -1
     cdef object _type_error(self, Py_ssize_t i, object value, str expected)
 

@@ -4,10 +4,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from leasecache import _accel
+from leasecache._accel import Item
 from leasecache.codecs import UNCACHEABLE
 from leasecache.errors import NodeError
 from leasecache.fork import forget_after_fork
@@ -17,16 +17,6 @@ from leasecache.stores.base import BatchReader, Outcome, Reader
 CAPACITY = 64 * 2**20  # bytes
 OVERHEAD = 200  # bytes an entry costs beside key and value, roughly what CPython takes
 POLL = 0.001  # s before a waiter looks again for the first time
-
-
-@dataclass(slots=True)
-class _Item:
-    flags: int
-    value: bytes
-    cas: int
-    expires: float  # on the store's clock; inf = never
-    stale: bool = False
-    taken: bool = False
 
 
 class MemoryStore:
@@ -43,7 +33,7 @@ class MemoryStore:
         self._capacity = capacity
         self._clock = clock
         self._cas = 0
-        self._items: OrderedDict[bytes, _Item] = OrderedDict()  # the same object for ever: readers hold on to it
+        self._items: OrderedDict[bytes, Item] = OrderedDict()  # the same object for ever: readers hold on to it
         self.forget()
         forget_after_fork(self)
 
@@ -63,7 +53,7 @@ class MemoryStore:
             now = self._now()
             item = self._find(key, now)
             if item is None:
-                item = self._put(key, _Item(0, b"", self._next_cas(), now + lease_for))
+                item = self._put(key, Item(0, b"", self._next_cas(), now + lease_for))
                 won = True
             else:
                 early = bool(refresh_ahead) and item.flags != 0 and item.expires - now < refresh_ahead
@@ -105,7 +95,7 @@ class MemoryStore:
                 return Refused("invalidated or taken over while loading")
             fits = len(lease.key) + len(body) + OVERHEAD <= self._capacity
             flags, body = (flags, body) if fits else (UNCACHEABLE, b"")
-            self._put(lease.key, _Item(flags, body, self._next_cas(), now + max(1, int(ttl))))
+            self._put(lease.key, Item(flags, body, self._next_cas(), now + max(1, int(ttl))))
             return Stored() if fits else Refused(f"larger than the store's {self._capacity} bytes")
 
     def lease_set_many(self, fills: Sequence[Fill]) -> list[Outcome | NodeError]:
@@ -164,7 +154,7 @@ class MemoryStore:
             self._items.clear()
             self._size = 0
 
-    def _answer(self, key: bytes, item: _Item, won: bool, taken: bool, now: float) -> Answer:
+    def _answer(self, key: bytes, item: Item, won: bool, taken: bool, now: float) -> Answer:
         token = Token(item.cas, 0, 0)
         left = item.expires - now
         decision = decide(won, item.stale, taken, len(item.value), item.flags)
@@ -180,14 +170,14 @@ class MemoryStore:
             return Lease(key, token)
         return Lease(key, token, item.value, decision is Decision.REFRESH, item.flags, left)
 
-    def _find(self, key: bytes, now: float) -> _Item | None:
+    def _find(self, key: bytes, now: float) -> Item | None:
         item = self._items.get(key)
         if item is not None and item.expires <= now:
             self._drop(key)
             return None
         return item
 
-    def _put(self, key: bytes, item: _Item) -> _Item:
+    def _put(self, key: bytes, item: Item) -> Item:
         self._drop(key)
         self._items[key] = item
         self._size += _size(key, item)
@@ -200,7 +190,7 @@ class MemoryStore:
         if item is not None:
             self._size -= _size(key, item)
 
-    def _mark_stale(self, item: _Item) -> None:
+    def _mark_stale(self, item: Item) -> None:
         item.stale, item.taken, item.cas = True, False, self._next_cas()
 
     def _now(self) -> float:
@@ -211,5 +201,5 @@ class MemoryStore:
         return self._cas
 
 
-def _size(key: bytes, item: _Item) -> int:
+def _size(key: bytes, item: Item) -> int:
     return len(key) + len(item.value) + OVERHEAD

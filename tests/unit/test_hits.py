@@ -10,6 +10,7 @@ import pytest
 from leasecache import _accel
 from leasecache.errors import ProtocolError
 from leasecache.metrics import NodeStats
+from leasecache.stores import pool
 from leasecache.stores.pool import Connection, Pool
 from leasecache.stores.probe import Probe
 from leasecache.stores.ring import ring
@@ -161,28 +162,29 @@ def test_pool_closed_meanwhile(node: Node, many: bool) -> None:
     assert node.pool.size == (0, 0)
 
 
-def test_caller_that_waits_is_woken(node: Node) -> None:
+def test_caller_that_waits_is_woken(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a connection is told when a plain hit gives one back: guarded by the look at `waiting`."""
     node.pool = Pool(node.peer.connect, 1, patience=20)
     node.read = node.peer.twin.NodeReader(node.pool, node.probe, node.epochs, TAIL, FLAGS, node.rest)
     connection = node.opened()
+    waiting = threading.Event()
+
+    def wait(condition: threading.Condition, deadline: float) -> bool:
+        waiting.set()
+        return condition.wait(20)  # nothing but a notification ends it
+
+    monkeypatch.setattr(pool, "_wait", wait)
     taken: list[Any] = []
     waiter = threading.Thread(target=lambda: taken.append(node.pool.acquire()))
-    woken: list[bool] = []
-    changed = node.pool._changed
-    notify = changed.notify_all
 
     def wait_for_waiter() -> None:
         waiter.start()
-        while not node.pool.waiting:
-            pass
-        changed.notify_all = lambda: (woken.append(True), notify())[1]  # type: ignore[method-assign]
+        assert waiting.wait(20)
 
     connection.wire = Meanwhile(wait_for_waiter, b"plain")
     assert node.read(b"key") == b"plain"
-    waiter.join(20)
+    waiter.join(15)
     assert taken == [connection]
-    assert woken
 
 
 @pytest.mark.parametrize("many", [False, True])
