@@ -35,6 +35,7 @@ cdef enum:
     ANY_FLAGS = -1
     FIRST_BUFFER = 65536
     QUEUE_LIMIT = 262144
+    EARLY = 4096
     LINE_LIMIT = 2048
 
 cdef object _running_loop = asyncio.get_running_loop
@@ -242,11 +243,7 @@ cdef class _Mux:
         if self._paused or self._error is not None:
             return
         if self._out_size:
-            data = PyBytes_FromStringAndSize(self._out, self._out_size)
-            self._out_size = 0
-            if self._out_room > 4 * QUEUE_LIMIT:
-                self._resize_out(FIRST_BUFFER)
-            self._transport.write(data)
+            self._send()
         if self._waiters and not self._paused:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
@@ -288,9 +285,19 @@ cdef class _Mux:
         self._out_room = room
         return 0
 
+    cdef int _send(self) except -1:
+        data = PyBytes_FromStringAndSize(self._out, self._out_size)
+        self._out_size = 0
+        if self._out_room > 4 * QUEUE_LIMIT:
+            self._resize_out(FIRST_BUFFER)
+        self._transport.write(data)
+        return 0
+
     cdef int _add(self, Pending pending) except -1:
         self._queue.append(pending)
-        if not self._flushing:
+        if self._out_size >= EARLY and not self._paused:
+            self._send()
+        elif not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
         if self._timer is None:

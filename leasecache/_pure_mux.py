@@ -1,7 +1,7 @@
 """Pure-Python twin of `leasecache._mux`: the requests of many tasks over one connection.
 
 Replies of the meta protocol come in the order of their requests, so a queue tells whose each one is. Requests of one
-turn of the event loop leave in one write. Whatever could shift that order ends the connection: a reply that its
+turn of the event loop leave together. Whatever could shift that order ends the connection: a reply that its
 command cannot have, a reply that nobody asked for, one that does not come in time.
 """
 
@@ -18,6 +18,7 @@ from leasecache.errors import NodeError, NodeTimeout, ProtocolError
 QUIET = -1  # instead of a number of replies: as many as come before MN
 ANY_FLAGS = -1  # no client flags: the request is not a reader's
 FIRST_BUFFER = 65536  # bytes
+EARLY = 4096  # bytes of requests that leave before the turn is over, so that the server works while the tasks do
 QUEUE_LIMIT = 262144  # bytes of requests that wait for the transport; who comes then waits for room
 
 Read = Callable[[list[Reply], int, int, Any], Any]  # replies, epoch when asked, epoch of the connection, context
@@ -226,7 +227,9 @@ class Mux(asyncio.BufferedProtocol):
         self._pending.append(pending)
         self._out.append(request)
         self._out_size += len(request)
-        if not self._flushing:
+        if self._out_size >= EARLY and not self._paused:
+            self._send()
+        elif not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
         if self._timer is None:
@@ -237,15 +240,18 @@ class Mux(asyncio.BufferedProtocol):
         if self._paused or self._error is not None:
             return
         if self._out:
-            data = b"".join(self._out)
-            self._out.clear()
-            self._out_size = 0
-            self._transport.write(data)
+            self._send()
         if not self._paused:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+
+    def _send(self) -> None:
+        data = b"".join(self._out)
+        self._out.clear()
+        self._out_size = 0
+        self._transport.write(data)
 
     def _take(self, reply: Reply) -> None:
         pending = self._pending[0]

@@ -180,8 +180,8 @@ def test_twins_agree_on_any_bytes(asked: list[Request], pieces: list[bytes], cut
     assert all(other == seen[0] for other in seen)
 
 
-def test_requests_of_one_turn_leave_in_one_write() -> None:
-    """What tasks ask for in one turn of the loop is joined, in the order in which they asked."""
+def test_requests_of_one_turn_leave_together() -> None:
+    """What tasks ask for in one turn of the loop is joined in the order in which they asked; much is sent at once."""
 
     async def main(twin: Any) -> None:
         line = Line(twin)
@@ -191,6 +191,13 @@ def test_requests_of_one_turn_leave_in_one_write() -> None:
         assert line.sent == b"".join([meta.lease_get(b"key%d" % i, 10) for i in range(3)])
         line.receive(b"".join([hit(b"%d" % i) for i in range(3)]))
         assert [await pending for pending in asked] == [b"0", b"1", b"2"]
+        line.sent = b""
+        many = [line.read(b"key%d" % i) for i in range(300)]
+        assert 4096 <= len(line.sent) < 300 * 25
+        await turn()
+        assert line.sent == b"".join([meta.lease_get(b"key%d" % i, 10) for i in range(300)])
+        for pending in many:
+            pending.discard()
 
     for twin in TWINS:
         asyncio.run(main(twin))
