@@ -51,9 +51,8 @@ class AsyncLink:
             self._connection = _UNIX(path=address, **arguments)
         else:
             self._connection = (_TCP if access.tls is None else _TLS)(host=address[0], port=address[1], **arguments)
-        # can_read is redis-py 8's name
-        self._unread: Callable[[], Awaitable[bool]] = getattr(self._connection, "can_read", None) or (
-            self._connection.can_read_destructive
+        self._can_read: Callable[[], Awaitable[bool]] = getattr(self._connection, "can_read", None) or (
+            self._connection.can_read_destructive  # its name before redis-py 8
         )
 
     async def open(self) -> None:
@@ -118,8 +117,9 @@ class AsyncLink:
 
     async def _refuse_unread(self) -> None:
         """Raise ConnectionError when the server has closed the connection, ProtocolError when it has sent more."""
-        if await self._unread():
-            if self._connection._reader.at_eof():  # an end is something to read, too
+        reader = self._connection._reader
+        if reader._buffer or await self._can_read():  # which overlooks the buffer before redis-py 8
+            if reader.at_eof():  # an end is something to read, too
                 raise exceptions.ConnectionError("connection closed by the server")
             raise ProtocolError("bytes after the last expected reply")
 
