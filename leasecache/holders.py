@@ -14,6 +14,7 @@ from leasecache.policy import LEASE_MOST
 
 KNOWN = 4096  # keys remembered, the latest
 MOST = 0.5  # of a holder's time
+TICK = 1.0  # s: memcached counts in whole ones, so a lease may end that much early
 LONGEST = 8  # times lease_for: what thefts can stretch a holder's time to
 
 
@@ -57,7 +58,8 @@ class Holders:
         """
         with self._lock:
             holder = self._by_key.get(key)
-            return min(_time(1 + (holder.thefts if holder is not None else 0), lease_for, lease_for), LEASE_MOST)
+            thefts = holder.thefts if holder is not None else 0
+            return min(_time(1 + thefts, lease_for, lease_for) + TICK, LEASE_MOST)
 
     def drop(self, key: bytes) -> None:
         """Forget a key whose value has been stored."""
@@ -72,8 +74,10 @@ def _time(thefts: int, patience: float, lease_for: float) -> float:
 def _thefts(before: _Holder | None, patience: float, lease_for: float, now: float) -> int:
     """Count a theft when the holder before had most of its time: nobody tells whether it was robbed, or by whom.
 
-    Other processes met it a little earlier, so they rob it a little earlier.
+    Other processes met it a little earlier, so they rob it a little earlier; and a lease that ends by itself may do so
+    a tick early.
     """
     if before is None:
         return 0
-    return before.thefts + (now >= before.since + MOST * _time(before.thefts, patience, lease_for))
+    tick = TICK if patience >= lease_for else 0
+    return before.thefts + (now >= before.since + MOST * _time(before.thefts, patience, lease_for) - tick)

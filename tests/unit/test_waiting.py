@@ -122,14 +122,14 @@ def test_each_theft_doubles_the_time_of_the_next_holder() -> None:
 
 
 def test_who_outlasts_a_holder_is_granted_twice_its_time() -> None:
-    """The lease of the next one lives twice as long as that of the one before, up to eight times, and to 30 days."""
+    """The lease of the next one lives twice as long, up to eight times lease_for and 30 days, and a tick longer."""
     holders, now = Holders(), 0.0
     granted = []
     for cas in range(6):
         now = holders.deadline(b"k", Token(cas, 1, 1), 2.0, 2.0, now)
         granted.append(holders.grant(b"k", 2.0))
-    assert granted == [4, 8, 16, 16, 16, 16]
-    assert holders.grant(b"unknown", 2.0) == 4
+    assert granted == [5, 9, 17, 17, 17, 17]
+    assert holders.grant(b"unknown", 2.0) == 5
     assert holders.grant(b"unknown", 29 * 86400) == 30 * 86400
 
 
