@@ -77,6 +77,33 @@ def test_theft_from_before_a_restart_leaves_the_new_lease(
     assert late.lease_set(after, FLAGS, b"value", 60) == Stored()
 
 
+def test_task_from_before_a_restart_does_not_store(counting_memcached: MemcachedServer) -> None:
+    """The same over asyncio; guard: the shared connection must be older than the lease."""
+    late = MemcachedNode(counting_memcached.address, timeout=1)
+
+    async def scenario() -> None:
+        async with AsyncCache.from_url(counting_memcached.url) as cache:
+            before = await cache.lease_get(KEY)
+            assert isinstance(before, Lease)
+            restart(counting_memcached)
+            after = wait_until(lambda: won_again(late), 10, "memcached to answer again")
+            assert cas(before) == cas(after)
+            while not isinstance(await _answered(cache), Wait):
+                await asyncio.sleep(0.01)
+            assert isinstance(await cache.lease_set(before, b"stale", 60), Refused)
+            assert late.lease_set(after, FLAGS, b"value", 60) == Stored()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+    late.close()
+
+
+async def _answered(cache: AsyncCache) -> object:
+    try:
+        return await cache.lease_get(KEY)
+    except NodeError:
+        return None
+
+
 def test_batch_with_leases_from_both_sides_of_a_restart(counting_memcached: MemcachedServer) -> None:
     """Of two leases in one batch of stores the old one is refused and the new one stored, whichever comes first."""
     for order in (1, -1):
