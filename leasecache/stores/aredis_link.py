@@ -15,7 +15,7 @@ from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 from leasecache.errors import NodeTimeout, ProtocolError
 from leasecache.stores.pool import Connection
 from leasecache.stores.redis_link import FAILURES, Access, Address, failure, read
-from leasecache.stores.redis_wire import Command, Unfit, complaint, pack
+from leasecache.stores.redis_wire import Command, Unfit, complaint, optional_bytes, pack
 
 _left_behind: list[Any] = []  # a parent's connections: collecting one would take it from the parent's event loop
 
@@ -83,10 +83,10 @@ class AsyncLink:
         """Send commands; return the replies, or their ResponseErrors. Raises NodeError."""
         return await self._talk(b"".join([pack(parts) for parts in commands]), len(commands))
 
-    async def get(self, key: bytes) -> Any:
+    async def get(self, key: bytes) -> bytes | None:
         """Return the reply to a GET, or None in place of a ResponseError. Raises NodeError."""
         [reply] = await self._talk(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key), 1)
-        return None if isinstance(reply, exceptions.ResponseError) else reply
+        return None if isinstance(reply, exceptions.ResponseError) else optional_bytes(reply)
 
     def close(self) -> None:
         """Close the socket; never raises."""

@@ -10,7 +10,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
 from leasecache.stores.dial import Tls
-from leasecache.stores.redis_wire import Command, Unfit, code, complaint, pack, refused
+from leasecache.stores.redis_wire import Command, Unfit, code, complaint, optional_bytes, pack, refused
 
 Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
 
@@ -144,14 +144,14 @@ class Link:
         """Send commands; return the replies, or their ResponseErrors. Raises NodeError."""
         return self._talk(b"".join([pack(parts) for parts in commands]), len(commands))
 
-    def get(self, key: bytes) -> Any:
+    def get(self, key: bytes) -> bytes | None:
         """Return the reply to a GET, or None in place of a ResponseError. Raises NodeError."""
         connection = self._connection
         try:
             if connection.can_read(0):
                 raise ProtocolError("bytes after the last expected reply")
             connection.send_packed_command([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key)], check_health=False)
-            return connection.read_response(disable_decoding=True)
+            return optional_bytes(connection.read_response(disable_decoding=True))
         except exceptions.ResponseError:
             return None
         except FAILURES as error:

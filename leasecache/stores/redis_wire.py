@@ -71,12 +71,17 @@ def prefix_of(flags: int) -> bytes:
     return PREFIX.pack(FRESH, flags, b"")[:6]
 
 
-def plain(value: object, prefix: bytes, refresh_ahead: float, now: float) -> bytes | None:
+def optional_bytes(reply: Any) -> bytes | None:
+    """Check that a reply is what GET can have. Raises ProtocolError."""
+    return None if reply is None else _bytes(reply)
+
+
+def plain(value: bytes | None, prefix: bytes, refresh_ahead: float, now: float) -> bytes | None:
     """Return the body of a fresh value that begins so and is not near its expiry, None of anything else.
 
     `refresh_ahead` in s; `now` in s since 1970. The clocks of hosts differ: the server decides who refreshes.
     """
-    if type(value) is not bytes or not value.startswith(prefix) or len(value) < HEADER.size:
+    if value is None or not value.startswith(prefix) or len(value) < HEADER.size:
         return None
     if refresh_ahead and int.from_bytes(value[14:22], "big") < (now + refresh_ahead) * 1000:
         return None
@@ -85,12 +90,12 @@ def plain(value: object, prefix: bytes, refresh_ahead: float, now: float) -> byt
 
 def get(key: bytes) -> Command:
     """Read a value and nothing else."""
-    return Command(key, (b"GET", key), _optional_bytes)
+    return Command(key, (b"GET", key), optional_bytes)
 
 
 def get_many(keys: Sequence[bytes]) -> Command:
     """Read values of one node."""
-    return Command(keys[0], (b"MGET", *keys), lambda reply: [_optional_bytes(each) for each in _list(reply, len(keys))])
+    return Command(keys[0], (b"MGET", *keys), lambda reply: [optional_bytes(each) for each in _list(reply, len(keys))])
 
 
 def time_left(key: bytes) -> Command:
@@ -342,7 +347,7 @@ def _range(reply: Any) -> tuple[int, int, str, int]:
     host, port = [*_list(primary), None, None][:2]
     if not 0 <= _integer(first) <= _integer(last) < REDIS_CLUSTER_HASH_SLOTS:
         raise _unexpected(reply)
-    return first, last, (_optional_bytes(host) or b"").decode(errors="replace"), _integer(port)
+    return first, last, (optional_bytes(host) or b"").decode(errors="replace"), _integer(port)
 
 
 def _integer(reply: Any) -> int:
@@ -355,10 +360,6 @@ def _bytes(reply: Any) -> bytes:
     if type(reply) is not bytes:
         raise _unexpected(reply)
     return reply
-
-
-def _optional_bytes(reply: Any) -> bytes | None:
-    return None if reply is None else _bytes(reply)
 
 
 def _list(reply: Any, size: int | None = None) -> list[Any]:

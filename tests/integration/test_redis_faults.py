@@ -231,6 +231,20 @@ def _asked(store: Any) -> None:
         return
 
 
+def test_reply_that_a_get_cannot_have_ends_the_short_way(open_redis: Open) -> None:
+    """A number in reply to GET may be another command's: the connection is not used again."""
+
+    def reply(connection: Any, command: list[bytes]) -> None:
+        connection.sendall(b":7\r\n" if command[0] == b"GET" else b"*1\r\n$10\r\nUNSTORABLE\r\n")
+
+    with pretending(reply) as server:
+        store = open_redis(url_of(server))
+        store.lease_get(KEY, 10)
+        with pytest.raises(ProtocolError, match="unexpected reply 7"):
+            store.reader(10, 0, FLAGS)(KEY)
+        assert store.nodes[0].connections == (0, 0)
+
+
 def test_second_reply_is_not_taken_for_the_next_calls(open_redis: Open) -> None:
     """A reply that nobody asked for stays nobody's; guard: nothing may be there to read before a command is sent."""
 
