@@ -29,6 +29,7 @@ RELATIVE_LIMIT = 30 * 86400  # s; memcached takes a larger TTL for a date
 ITEM_OVERHEAD = 63  # bytes an item has beside key and value: header 48, CAS 8, flags 4, a zero, CRLF
 REQUEST_OVERHEAD = 64  # bytes a request has beside the key, at most
 HIT = Decision.HIT  # read once: an Enum's members are slow to look up
+REST = -1  # of a window: what the item has left
 LOOKS = 5  # at an item that others change meanwhile, before an invalidation deletes it
 POLL = 0.001  # s before a waiter looks again for the first time
 
@@ -44,9 +45,9 @@ class Complaint(NodeError):
 
 
 class Window(NamedTuple):
-    """For how many s a value may stay as stale, 0 = delete it, and the CAS number of the item that was looked at."""
+    """How long a value may stay as stale, and the CAS number of the item that was looked at."""
 
-    seconds: int
+    seconds: int  # 0 = delete it, REST = for what it has left
     cas: int
 
 
@@ -74,11 +75,15 @@ def look(keys: Iterable[bytes]) -> bytes:
 
 def mark_stale_quietly(seen: Iterable[tuple[bytes, Window]], mark: Callable[[], bytes] = bytes) -> bytes:
     """Void leases and leave each value stale for its window, unless it has changed meanwhile. Ends with a no-op."""
-    lines = [
-        b"md %b I T%d C%d q%b\r\n" % (key, *window, mark()) if window.seconds else b"md %b q\r\n" % key
-        for key, window in seen
-    ]
-    return b"".join(lines) + NOOP
+    return b"".join([_mark_stale(key, window, mark) for key, window in seen]) + NOOP
+
+
+def _mark_stale(key: bytes, window: Window, mark: Callable[[], bytes]) -> bytes:
+    if not window.seconds:
+        return b"md %b q\r\n" % key
+    if window.seconds == REST:
+        return b"md %b I C%d q%b\r\n" % (key, window.cas, mark())
+    return b"md %b I T%d C%d q%b\r\n" % (key, *window, mark())
 
 
 def release(lease: Lease, mark: bytes = b"") -> bytes | None:
@@ -107,7 +112,8 @@ def read_windows(replies: Sequence[Reply], epoch: int, born: int, stale_for: flo
     """Return the s each value may stay as stale, from its `me` reply: never more than it had left.
 
     `md I T` sets the TTL, so a second invalidation would start the window anew, and a first one could lengthen it.
-    The CAS number makes sure that what was left is still true when the window is set.
+    What has no more than `stale_for` left is marked without T: a T of what it had left would give it another second
+    whenever the server's clock ticks in between. The CAS number makes sure that the item is still the one looked at.
     """
     return [_window(reply, int(stale_for)) for reply in replies]
 
@@ -118,7 +124,7 @@ def _window(reply: Reply, stale_for: int) -> Window:
     if reply.code != b"ME":
         raise _unexpected(reply)
     left, cas = _debug(reply.value or b"")
-    return Window(min(stale_for, left), cas)
+    return Window(stale_for if left > stale_for else left and REST, cas)
 
 
 def debug(line: bytes) -> tuple[int, int] | None:

@@ -96,6 +96,18 @@ def test_slow_invalidation_does_not_begin_the_window_of_a_quick_one_anew(
     assert window(each_memcached) < 20
 
 
+def test_clock_that_ticks_amid_an_invalidation_gives_no_second_more(
+    each_memcached: MemcachedServer, each_node: MemcachedNode, meddler: Meddler
+) -> None:
+    """What an invalidated value had left when it was looked at is not set anew; guard: no T where nothing is cut."""
+    filled(each_node)
+    each_node.invalidate([KEY], 20)
+    seen = window(each_memcached)
+    meddler.between = lambda: wait_until(lambda: window(each_memcached) < seen - 1, 10, "the clock to tick")
+    meddler.invalidate([KEY], 20)
+    assert window(each_memcached) < seen
+
+
 def test_value_stored_amid_an_invalidation_is_marked_too(each_node: MemcachedNode, meddler: Meddler) -> None:
     """What was loaded before an invalidation and stored between its look and its mark is stale, too.
 

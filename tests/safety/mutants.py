@@ -52,7 +52,7 @@ def _later(work: Callable[..., None], *args: Any) -> None:
 def _stretch_the_window() -> None:
     window = meta._window
     meta._window = lambda reply, stale_for: (seen := window(reply, stale_for))._replace(
-        seconds=stale_for if seen.seconds else 0
+        seconds=seen.seconds and stale_for
     )
 
 
