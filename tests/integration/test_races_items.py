@@ -85,12 +85,6 @@ def test_requests_keep_within_the_limits_of_the_protocol(asked: list[tuple[str, 
         assert all(re.fullmatch(r"[A-Z][1-9]\d*|[a-z]|[IO]\d*", flag) for flag in flags), flags
 
 
-@pytest.mark.parametrize(("ttl", "wire"), [(0.01, 1), (1.0, 1), (1.99, 1), (59.5, 59), (86400 * 400, 30 * 86400)])
-def test_ttl_is_in_whole_seconds_and_never_a_date(ttl: float, wire: int) -> None:
-    """A ttl is rounded down, but not to 0, which lives for ever; guard: what exceeds 30 days is cut, not sent."""
-    assert meta.exptime(ttl) == wire
-
-
 def test_lease_and_refresh_ahead_are_rounded_up() -> None:
     """A holder gets the next whole second of lease_for, and a reader refreshes rather early than late."""
     assert meta.lease_get(KEY, 1.1, 2.5).split()[2::5] == [b"N2", b"R3"]
