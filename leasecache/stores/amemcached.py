@@ -149,7 +149,7 @@ class AsyncMemcachedNode:
 
         Returns once the server has acknowledged every key. Raises NodeError when it has not; repeating is safe.
         """
-        for part in chunks(keys, lambda key: len(key) + meta.REQUEST_OVERHEAD):
+        for part in chunks(list(dict.fromkeys(keys)), lambda key: len(key) + meta.REQUEST_OVERHEAD):
             if stale_for < 1:
                 await self._delete(part)
             else:

@@ -116,6 +116,13 @@ def test_many_soft_invalidations_do_not_eat_up_the_window(store: Store, key: byt
     assert lease.expires_in > 4
 
 
+def test_key_that_is_invalidated_twice_in_one_call_stays_as_stale(store: Store, key: bytes) -> None:
+    """A batch may name a key several times, as a transaction that changes a row twice does."""
+    filled(store, key)
+    store.invalidate([key, key], 30)
+    assert won(store, key).value == b"value"
+
+
 def test_soft_invalidation_never_lengthens_a_value(store: Store, key: bytes) -> None:
     """A value with less life left than stale_for keeps what it has."""
     filled(store, key, ttl=5)
