@@ -118,6 +118,7 @@ def test_failed_load_reaches_the_caller_and_frees_every_key(cache: Any) -> None:
     with pytest.raises(LookupError, match="database down"):
         get_users([1, 2, 3])
     assert all(isinstance(cache.lease_get(get_users.key(n)), Lease) for n in (1, 2, 3))
+    assert getattr(cache, "cache", cache).stats().functions[0].failed == 1
 
 
 def test_loader_that_returns_no_mapping_is_told_so(cache: Any) -> None:
