@@ -105,6 +105,7 @@ class _Batch:
         self._runs: dict[int, _Run] = {}
         self._deferred: list[_Run] = []
         self._later: deque[_Run] = deque()  # gave their leases back and have to begin anew, one at a time
+        self._stale: dict[int, tuple[_Run, float]] = {}  # served stale, and until when (monotonic s) that is allowed
         self._loading: set[int] = set()
         self._failure: BaseException | None = None
 
@@ -120,7 +121,9 @@ class _Batch:
     def next(self) -> Step | None:
         """Return what to do next, None when all flows have ended: quick things first, then loads, then waiting."""
         if not self._runs and not self._later and not self._deferred:
-            return None
+            self._expire()
+            if not self._later:
+                return None
         self._give_back()
         for kind in (Release, Spawn, Get, Steal):
             if runs := self._asking(kind):
@@ -202,6 +205,18 @@ class _Batch:
         if self._failure is not None:
             raise self._failure
 
+    def _end(self, run: _Run, entry: Entry) -> None:
+        self.entries[run.position] = entry
+        del self._runs[run.position]
+        if entry.state == "stale" and entry.expires_in is not None:
+            self._stale[run.position] = run, time.monotonic() + entry.expires_in
+
+    def _expire(self) -> None:
+        """Begin anew with what may not be served any more: the loads of other keys have taken longer than it had."""
+        now = time.monotonic()
+        over = [position for position, (_, until) in self._stale.items() if until < now]
+        self._later.extend(self._stale.pop(position)[0] for position in over)
+
     def _resume(self, run: _Run, result: Any) -> None:
         if isinstance(result, Raised):
             self._advance(run, lambda: run.flow.throw(result.error))
@@ -213,8 +228,7 @@ class _Batch:
             run.request = step()
             run.since = time.monotonic()
         except StopIteration as stop:
-            self.entries[run.position] = stop.value
-            del self._runs[run.position]
+            self._end(run, stop.value)
         except _Unbegun:
             del self._runs[run.position]
             self._later.append(run)

@@ -432,6 +432,26 @@ def test_get_many_waits_for_keys_that_others_load(cache: Cache) -> None:
     assert loader.calls == 2
 
 
+def test_get_many_asks_again_for_what_went_stale_too_long_ago(cache: Cache) -> None:
+    """A stale value whose window is over when the other keys are loaded is not served; the guard is Batch._expire."""
+    held_up, versions = threading.Event(), iter(range(1, 10))
+
+    @cache.cached("item:{n}", ttl=60, stale_for=1)
+    def item(n: int) -> int:
+        if n == 2:
+            assert held_up.wait(20)
+        return next(versions)
+
+    assert item(1) == 1
+    item.invalidate(1)
+    held(cache, item, 1)
+    with ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(item.get_many, [1, 2])
+        wait_until(lambda: item.peek(1) is None, 10, "the window to end")
+        held_up.set()
+        assert batch.result(20) == {1: 3, 2: 2}
+
+
 def test_get_many_gives_back_what_it_did_not_load(cache: Cache) -> None:
     """When one load of a batch raises, the other keys can be won at once."""
     loader = Loader()
