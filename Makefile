@@ -25,7 +25,7 @@ done
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check loadtest bench soak servers clean
+.PHONY: help demo test docs check loadtest bench soak servers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ demo: $(BUILT) servers ## tour two data centres on real servers (ARGS="--json", 
 
 test: $(BUILT) servers ## run every test against real servers (ARGS="-k lease")
 	@$(BIN)/python -m pytest $(ARGS)
+
+docs: $(BUILT) ## write anew what pages draw from the code, and check their links
+	@$(BIN)/python -m docs
 
 check: $(BUILT) ## format, lint, types, layers
 	@$(BIN)/ruff format --check .
