@@ -1,6 +1,5 @@
-"""Background refresh: a lazy pool of daemon threads that survives a fork and keeps context variables."""
+"""Background refresh: a lazy pool of daemon threads that survives a fork."""
 
-import contextvars
 import logging
 import queue
 import threading
@@ -13,7 +12,7 @@ WORKERS = 4
 
 log = logging.getLogger("leasecache")
 
-Job = tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...]] | None  # None ends a worker
+Job = tuple[Callable[..., Any], tuple[Any, ...]] | None  # None ends a worker
 Jobs: TypeAlias = "queue.SimpleQueue[Job]"
 
 
@@ -37,11 +36,11 @@ class Background:
         self._started = 0
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> None:
-        """Run `fn(*args)` in a worker, under a copy of the caller's context variables."""
+        """Run `fn(*args)` in a worker."""
         jobs, number = self._enlist()
         if number:  # outside the lock: under gevent, start() lets other greenlets run
             self._start(jobs, number)
-        jobs.put((contextvars.copy_context(), fn, args))
+        jobs.put((fn, args))
 
     def close(self) -> None:
         """End the workers once they have done what was submitted; a later submit starts others."""
@@ -77,12 +76,12 @@ class Background:
             job = jobs.get()
             if job is None:
                 return
-            context, fn, args = job
+            fn, args = job
             try:
-                context.run(fn, *args)
+                fn(*args)
             except BaseException as error:  # a loader that calls sys.exit(): the worker is there for others
                 log.warning("background refresh ended by %s", type(error).__name__, exc_info=error)
-            del job, context, fn, args  # a loader's arguments do not outlive its run
+            del job, fn, args  # a loader's arguments do not outlive its run
 
 
 class Inline:

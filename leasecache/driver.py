@@ -1,8 +1,10 @@
 """The synchronous driver: performs what flows ask for. Everything that waits, waits here."""
 
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from leasecache.background import INLINE, Executor
@@ -118,8 +120,10 @@ class Driver:
 
     def _spawn(self, leases: Sequence[tuple[Task, Lease]], load_many: LoadMany | None) -> None:
         executor = INLINE if leases[0][0].profile.inline else self._background
+        context: Any = contextvars.copy_context()
+        run = self._refresh if executor is INLINE else partial(context.run, self._refresh)
         try:
-            executor.submit(self._refresh, leases, load_many, time.monotonic())
+            executor.submit(run, leases, load_many, time.monotonic())
         except Exception as error:  # shut down, or out of threads: the callers have their values
             log.warning("no background refresh of %s: %s", leases[0][0].key.decode(), error, exc_info=error)
             for _, lease in leases:

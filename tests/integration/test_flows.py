@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -204,6 +205,27 @@ def test_executor_that_refuses_does_not_cost_the_value_in_hand() -> None:
         get_item.invalidate(1)
         assert [get_item.lookup(1).state for _ in range(2)] == ["stale"] * 2
         assert isinstance(cache.lease_get(get_item.key(1)), Lease)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own executor", "ours"])
+def test_background_sees_the_context_of_its_caller(own: bool) -> None:
+    """Context variables reach a loader that refreshes in the background, whoever runs it."""
+    tenant: ContextVar[str] = ContextVar("tenant")
+    seen: list[str] = []
+    with ThreadPoolExecutor(1) as pool, Cache.from_url("memory://", **({"background": pool} if own else {})) as cache:
+
+        @cache.cached("item:{n}", ttl=60, stale_for=30)
+        def item(n: int) -> int:
+            seen.append(tenant.get())
+            return n
+
+        tenant.set("first")
+        item(1)
+        item.invalidate(1)
+        tenant.set("second")
+        item(1)
+        wait_until(lambda: len(seen) == 2, 10, "the refresh")
+    assert seen == ["first", "second"]
 
 
 def test_close_ends_the_threads_that_refresh() -> None:
