@@ -51,12 +51,12 @@ def blocks(page: str, addresses: Mapping[str, str] | None = None) -> list[Block]
 def sections(page: str, addresses: Mapping[str, str]) -> dict[str, list[Block]]:
     """Return the blocks of each section that has any to run, by its heading.
 
-    A page that begins to run before its first heading is one section, "".
+    A page whose Python begins before its first heading is one section, "".
     """
     text = _put((ROOT / page).read_text(encoding="utf-8"), addresses)
     before, *parts = SECTION.split(text)
     found = {heading: list(_blocks(part)) for heading, part in zip(parts[::2], parts[1::2], strict=True)}
-    if list(_blocks(before)):
+    if any(block.language == "python" for block in _blocks(before)):
         found = {"": list(_blocks(text))}
     return {heading: inner for heading, inner in found.items() if {"python", "console"} & {b.language for b in inner}}
 

@@ -1,6 +1,7 @@
 """What the README and the quick start show is run, block by block, against real servers."""
 
 import ast
+import importlib.metadata
 import re
 import shlex
 import subprocess
@@ -13,13 +14,9 @@ from typing import Any
 import pytest
 
 from leasecache.lab import MemcachedServer, PostgresServer, free_port, wait_until
+from tests.pages import ROOT, blocks, run_program, sections
 
-ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SAVED_AS = re.compile(r"`([\w.]+)`:\s*$")
 SHOWN = re.compile(r"^(?P<call>[\w.]+\(.*?\))\s+#\s(?P<value>\[.*?\]|\d+)(?:[,:]\s.*)?$", re.MULTILINE)
-LINK = re.compile(r"\]\(([^)#]+)\)")
-PAGES = sorted([ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("**/*.md")])
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +26,11 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-def blocks(page: str) -> Iterator[tuple[str, str, str]]:
-    """Yield language, text and the line before each block of a page."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for found in BLOCK.finditer(text):
-        yield found[1], found[2], text[: found.start()].rstrip().rpartition("\n")[2]
-
-
-def test_readme_quick_start_runs(memcached: MemcachedServer) -> None:
-    """The Python of the README runs as it stands, but for the address of memcached."""
-    shown = [text for language, text, _ in blocks("README.md") if language == "python"]
-    names: dict[str, Any] = {"__name__": "quick_start"}
-    for text in shown:
-        exec(text.replace("127.0.0.1:11211", memcached.address), names)
-    assert names["get_media"](12345) == names["Media"](12345, "sunset")
-    names["cache"].close()
+def test_readme_quick_start_runs(memcached: MemcachedServer, tmp_path: Path) -> None:
+    """The Python of the README runs as it stands, but for the address of memcached, and shows what comes out."""
+    shown = sections("README.md", {"127.0.0.1:11211": memcached.address})["Quick start"]
+    assert [block.language for block in shown] == ["console", "python", "python"]
+    assert run_program("\n\n".join(block.text for block in shown[1:]), tmp_path) == 6
 
 
 def test_quick_start_runs(
@@ -59,12 +46,10 @@ def test_quick_start_runs(
     }
     checked, names = 0, dict[str, Any]()
     with ExitStack() as stack:
-        for language, text, before in blocks("docs/quickstart.md"):
-            for shown, real in addresses.items():
-                text = text.replace(shown, real)
-            saved = SAVED_AS.search(before)
-            if saved is not None:
-                (tmp_path / saved[1]).write_text(text, encoding="utf-8")
+        for block in blocks("docs/quickstart.md", addresses):
+            language, text, _ = block
+            if block.file is not None:
+                (tmp_path / block.file).write_text(text, encoding="utf-8")
             elif language == "sql":
                 for statement in text.split(";\n"):
                     if statement.strip():
@@ -111,20 +96,18 @@ def run_python(text: str, names: dict[str, Any]) -> int:
     return len(expected)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link of a page names a file that exists."""
-    links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
-    missing = [link for link in links if not (page.parent / link).exists()]
-    assert not missing
-
-
-def test_readme_names_tests_that_exist() -> None:
-    """Each test that a promise points to is in the file it names."""
+def test_every_page_is_in_the_readme_and_every_promise_has_a_test() -> None:
+    """The README leads to each page, and each promise to its tests; that these exist is seen to in `test_docs`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("| ") and "](tests/" in line]
-    assert len(rows) == 7
-    for line in rows:
-        found = "".join((ROOT / link).read_text(encoding="utf-8") for link in LINK.findall(line))
-        missing = [name for name in re.findall(r"`(test_\w+)`", line) if f"def {name}(" not in found]
-        assert not missing, line
+    missing = [page.name for page in (ROOT / "docs").glob("**/*.md") if f"(docs/{page.name})" not in text]
+    assert not missing
+    promises = [line for line in text.splitlines() if line.startswith("| ") and "](tests/" in line]
+    assert len(promises) == 8
+
+
+def test_every_extra_is_in_the_readme() -> None:
+    """What can be installed with leasecache is told, but for what is for its own bench, load test and integrations."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    requires = importlib.metadata.metadata("leasecache").get_all("Provides-Extra") or []
+    untold = {extra for extra in requires if f"`leasecache[{extra}]`" not in text}
+    assert untold == {"bench", "django", "loadtest"}
