@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable
 
-from docs import numbers, states
+from docs import layers, numbers, states
 
 GENERATED: dict[str, Callable[[], str]] = {
     "diagram": states.diagram,
     "decisions": states.table,
     "numbers": numbers.table,
+    "layers": layers.table,
 }
 PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 

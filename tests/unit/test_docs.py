@@ -14,6 +14,7 @@ from leasecache.config import open_store
 from leasecache.lab import MemcachedServer
 from leasecache.lease import DECISIONS, FOREIGN, Hit, Lease, Stale, Stored, Wait
 from leasecache.stores.base import Store
+from tests import test_layers
 
 FLAGS, TTL, WINDOW, LEASE, ALWAYS = 0x10000001, 100, 50, 10, 1000
 NUMBERS = itertools.count()
@@ -21,15 +22,24 @@ NUMBERS = itertools.count()
 
 @pytest.mark.parametrize("page", links.pages(), ids=lambda page: page.name)
 def test_generated_parts_are_up_to_date(page: Path) -> None:
-    """What a page shows as generated is what the code makes today; `make docs` writes it anew."""
+    """What a page shows as generated is what the code makes today."""
     text = page.read_text(encoding="utf-8")
-    assert generated.regenerated(text) == text
+    assert generated.regenerated(text) == text, "run `make docs`"
 
 
 def test_every_generated_part_is_on_a_page() -> None:
-    """No part is made in vain, and each is where it belongs: in docs/leases.md, once."""
-    text = (links.ROOT / "docs" / "leases.md").read_text(encoding="utf-8")
-    assert [part[1] for part in generated.PART.findall(text)] == list(generated.GENERATED)
+    """No part is made in vain, and each is on one page."""
+    found = [part[1] for page in links.pages() for part in generated.PART.findall(page.read_text(encoding="utf-8"))]
+    assert sorted(found) == sorted(generated.GENERATED)
+
+
+@pytest.mark.parametrize("module", sorted(set(test_layers.SOURCES) - {""}))
+def test_every_module_is_on_the_map(module: str) -> None:
+    """ARCHITECTURE.md says of each module what it is for, its table of layers apart; packages are where they begin."""
+    text = generated.PART.sub("", (links.ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    code = "\n".join(itertools.chain(links.FENCE.findall(text), re.findall("`[^`\n]+`", links.FENCE.sub("", text))))
+    name = module.rpartition(".")[2]
+    assert name in {"__main__", *re.findall(r"\w+", code)}, f"say in ARCHITECTURE.md what {module} is for"
 
 
 def test_a_changed_table_changes_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
