@@ -28,6 +28,11 @@ LITERAL = (
 SERVERS = ("gunicorn", "uvicorn")
 
 
+def patient(memcached: str) -> dict[str, str]:
+    """Return what stands for the pages' memcached: a real one, with time limits that a busy machine keeps."""
+    return {"127.0.0.1:11211?": f"{memcached}?timeout=20&connect_timeout=20&"}
+
+
 class Block(NamedTuple):
     """A block of a page."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from leasecache.lab import MemcachedServer, PostgresServer, free_port, wait_until
-from tests.pages import ROOT, blocks, run_program, sections
+from tests.pages import ROOT, blocks, patient, run_program, sections
 
 SHOWN = re.compile(r"^(?P<call>[\w.]+\(.*?\))\s+#\s(?P<value>\[.*?\]|\d+)(?:[,:]\s.*)?$", re.MULTILINE)
 
@@ -28,7 +28,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 def test_readme_quick_start_runs(memcached: MemcachedServer, tmp_path: Path) -> None:
     """The Python of the README runs as it stands, but for the address of memcached, and shows what comes out."""
-    shown = sections("README.md", {"127.0.0.1:11211": memcached.address})["Quick start"]
+    shown = sections("README.md", patient(memcached.address))["Quick start"]
     assert [block.language for block in shown] == ["console", "python", "python"]
     assert run_program("\n\n".join(block.text for block in shown[1:]), tmp_path) == 6
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from leasecache.lab import MemcachedServer, free_port
-from tests.pages import Console, checked, run_section, sections
+from tests.pages import Console, checked, patient, run_section, sections
 
 VALUES = {  # how many values each section shows that are compared with what comes out
     "docs/cached_many.md": {"": 24},
@@ -31,7 +31,7 @@ def test_page_runs(page: str, expected: Mapping[str, int], memcached: MemcachedS
     """Each section runs in its order in a process of its own; servers answer, and values are as shown."""
     port = str(free_port())
     addresses = {
-        "127.0.0.1:11211": memcached.address,
+        **patient(memcached.address),
         "127.0.0.1:8000": f"127.0.0.1:{port}",
         "port 8000": f"port {port}",
     }
