@@ -86,5 +86,5 @@ def table() -> str:
     for (*marks, content), decision in DECISIONS.items():
         cells = [mark if there else "" for mark, there in zip(MARKS, marks, strict=True)]
         rows.append(f"| {' | '.join(cells)} | {content.value} | {decision.value} |")
-    rows.append(f"| any | other | marks | any | {Decision.UNSTORABLE.value} |")
+    rows.append(f"| any other | | | | {Decision.UNSTORABLE.value} |")
     return "\n".join([*rows, ""])
