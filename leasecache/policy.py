@@ -6,7 +6,7 @@ from typing import Literal, TypedDict, get_args
 
 from leasecache.errors import DefinitionError
 
-LEASE_MOST = 30 * 86400  # s; memcached takes more for a date, by its own clock
+LEASE_MOST = 30 * 86400  # s; more is a date to memcached, for which every hit would have to know its clock
 OnWaitTimeout = Literal["load", "stale", "raise"]
 CodecName = Literal["json", "pickle"]
 
@@ -15,7 +15,7 @@ CodecName = Literal["json", "pickle"]
 class Policy:
     """Times are in seconds and count from the moment they describe; every field may be left out but `ttl`."""
 
-    ttl: float  # s a stored value lives; at least 1, memcached counts in seconds and keeps nothing beyond 30 days
+    ttl: float  # s a stored value lives; at least 1; memcached counts in whole seconds
     stale_for: float = 0  # s a value may be served after its invalidation, 0 = never
     lease_for: float = 10  # s a winner has to load and store
     refresh_ahead: float = 0  # s before expiry at which one caller refreshes in the background, 0 = never
@@ -34,8 +34,8 @@ class Policy:
         self._require("lease_for", in_range, f"from 1 s to {LEASE_MOST} s")
         for name in ("stale_for", "refresh_ahead", "wait_for"):
             self._require(name, _at_least(getattr(self, name), 0), "0 or more s")
-        ahead_most = min(self.ttl, LEASE_MOST)
-        self._require("refresh_ahead", self.refresh_ahead < ahead_most, f"less than ttl and than {LEASE_MOST} s")
+        in_range = self.refresh_ahead < self.ttl and self.refresh_ahead <= LEASE_MOST
+        self._require("refresh_ahead", in_range, f"less than ttl and at most {LEASE_MOST} s")
         self._require("on_wait_timeout", self.on_wait_timeout in get_args(OnWaitTimeout), "'load', 'stale' or 'raise'")
         self._require("negative_ttl", self.negative_ttl is None or _at_least(self.negative_ttl, 1), "at least 1 s")
         self._require("jitter", _at_least(self.jitter, 0) and self.jitter < 1, "from 0 to below 1")

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from leasecache import _accel
@@ -15,6 +16,7 @@ from leasecache.lease import ANY_CONNECTION, Answer, Ask, Fill, Hit, Lease, Refu
 from leasecache.metrics import NodeStats
 from leasecache.stores import classic, meta
 from leasecache.stores.base import AsyncBatchReader, AsyncReader, Outcome
+from leasecache.stores.clock import Reading
 from leasecache.stores.conversation import Caller, Conversation
 from leasecache.stores.dial import Tls
 from leasecache.stores.greeting import Credentials
@@ -55,6 +57,8 @@ class AsyncMemcachedNode:
         self._epoch = NoEpoch() if proxied else EPOCH
         self._muxes: dict[Loop, Mux] = {}  # the same object for ever: readers hold on to it
         self._opening: dict[Loop, asyncio.Task[Mux]] = {}
+        self._readings: dict[Loop, Reading] = {}  # of the server's clock
+        self._reading: dict[Loop, asyncio.Task[None]] = {}
         self._item_size_max: int | None = None  # bytes, as the server has said; None = not yet
         self._down = Probe(self.errors)
         forget_after_fork(self)
@@ -113,9 +117,10 @@ class AsyncMemcachedNode:
         fill = Fill(lease, flags, body, ttl)
 
         def build(mux: Mux) -> bytes:
-            return store_request(fill, fits, mux.mark())
+            return store_request(fill, fits, mux.mark(), lambda: self._readings[mux.loop].now())
 
-        outcome: Outcome | None = await self._present(lease.token.epoch, build, 1, meta.read_outcome, None)
+        dated = meta.is_date(ttl)
+        outcome: Outcome | None = await self._present(lease.token.epoch, build, 1, meta.read_outcome, None, dated)
         if outcome is None:
             return Refused("the connection from before the lease is gone, the server may have restarted")
         if isinstance(outcome, meta.NoRoom):
@@ -160,6 +165,7 @@ class AsyncMemcachedNode:
 
         Raises NodeError.
         """
+        self._down.check(f"memcached {self.name}")
         async with self._conversation() as conversation:
             for _ in range(10):  # until both answers are about the same version of the item
                 looked = await conversation.ask(classic.look(key), classic.read_look)
@@ -170,14 +176,16 @@ class AsyncMemcachedNode:
 
     async def stats(self) -> dict[str, Any]:
         """Return the server's own figures (memcached doc/protocol.txt, "General-purpose statistics")."""
+        self._down.check(f"memcached {self.name}")
         async with self._conversation() as conversation:
             return await conversation.ask(classic.STATS, classic.read_stats)
 
     async def aclose(self) -> None:
         """Close the connections, this loop's when its requests are answered; the node can be used again."""
-        opening = self._opening.get(asyncio.get_running_loop())
-        if opening is not None:
-            await asyncio.wait({opening})
+        for tasks in (self._opening, self._reading):
+            task = tasks.get(asyncio.get_running_loop())
+            if task is not None:
+                await asyncio.wait({task})
         mine = self._muxes.get(asyncio.get_running_loop())
         for loop, mux in list(self._muxes.items()):
             if mux is mine:
@@ -208,6 +216,7 @@ class AsyncMemcachedNode:
             mux.detach()
         self._muxes.clear()
         self._opening.clear()
+        self._reading.clear()
 
     async def _delete(self, keys: Sequence[bytes]) -> None:
         await self._exchange(lambda m: meta.delete_quietly(keys), QUIET, meta.read_acknowledgement, None)
@@ -224,17 +233,21 @@ class AsyncMemcachedNode:
         seen = list(zip(keys, windows, strict=True))
 
         def build(mux: Mux) -> bytes:
-            return meta.mark_stale_quietly(seen, mux.mark)
+            return meta.mark_stale_quietly(seen, lambda: self._readings[mux.loop].now(), mux.mark)
 
-        return await self._exchange(build, QUIET, meta.read_marked, None)
+        dated = any(meta.is_date(window.seconds) for window in windows)
+        return await self._exchange(build, QUIET, meta.read_marked, None, dated)
 
-    async def _exchange(self, build: Build, count: int, read: Read[C, T], context: C) -> T:
-        """Ask over this loop's connection, and over another one if the server has ended that."""
+    async def _exchange(self, build: Build, count: int, read: Read[C, T], context: C, dated: bool = False) -> T:
+        """Ask over this loop's connection, and over another one if the server has ended that.
+
+        `dated`: the request has dates, so that the server's time must be known first.
+        """
         try:
             while True:
                 mux = await self._mux()
                 try:
-                    result = await self._over(mux, build, count, read, context)
+                    result = await self._over(mux, build, count, read, context, dated)
                 except NodeError:
                     if not mux.died:
                         raise
@@ -246,17 +259,21 @@ class AsyncMemcachedNode:
             self._down.passed_on()
             raise
 
-    async def _present(self, epoch: int, build: Build, count: int, read: Read[C, T], context: C) -> T | None:
+    async def _present(
+        self, epoch: int, build: Build, count: int, read: Read[C, T], context: C, dated: bool = False
+    ) -> T | None:
         """Ask with tokens of `epoch`, over a connection that may present them; None when there is none."""
         if epoch == ANY_CONNECTION:
-            return await self._exchange(build, count, read, context)
+            return await self._exchange(build, count, read, context, dated)
         mux = self._muxes.get(asyncio.get_running_loop())
         if mux is None or not mux.open or mux.born > epoch:
             return None
-        return await self._over(mux, build, count, read, context)
+        return await self._over(mux, build, count, read, context, dated)
 
-    async def _over(self, mux: Mux, build: Build, count: int, read: Read[C, T], context: C) -> T:
+    async def _over(self, mux: Mux, build: Build, count: int, read: Read[C, T], context: C, dated: bool = False) -> T:
         """Ask when there is room: more than the connection takes would only fill memory."""
+        if dated:
+            await self._read_clock(mux)
         until = time.monotonic() + self._timeout
         while mux.full:
             if time.monotonic() > until:
@@ -271,21 +288,24 @@ class AsyncMemcachedNode:
         mux = self._muxes.get(loop)
         if mux is not None and mux.open:
             return mux
-        opening = self._opening.get(loop)
-        if opening is None:
+        if loop not in self._opening:
             self._down.check(f"memcached {self.name}")
             self._forget_closed_loops()
-            opening = self._opening[loop] = loop.create_task(self._open(loop))
-            opening.add_done_callback(self._opened)
-        try:
-            return await asyncio.shield(opening)  # others wait for it, too: a cancelled caller does not end it
-        except LeasecacheError as error:
-            raise type(error)(*error.args) from error  # one exception per caller
+        return await _joined(self._opening, lambda: self._open(loop))
 
-    def _opened(self, opening: "asyncio.Task[Mux]") -> None:
-        self._opening.pop(opening.get_loop(), None)
-        if not opening.cancelled():
-            opening.exception()  # seen, though every caller may have been cancelled meanwhile
+    async def _read_clock(self, mux: Mux) -> None:
+        """Make sure that there is a recent reading of the server that `mux` is connected to. Raises NodeError."""
+        for _ in range(2):  # what is being read may be from before the connection
+            reading = self._readings.get(mux.loop)
+            if reading is not None and reading.holds(mux.born):
+                return
+            await _joined(self._reading, self._read)
+
+    async def _read(self) -> None:
+        epoch = EPOCH.latest
+        async with self._conversation() as conversation:
+            seconds = await conversation.ask(classic.STATS, classic.read_time)
+        self._readings[asyncio.get_running_loop()] = Reading(seconds, time.monotonic(), epoch)
 
     async def _open(self, loop: Loop) -> Mux:
         conversation, terms = await self._called()
@@ -310,22 +330,40 @@ class AsyncMemcachedNode:
     @contextlib.asynccontextmanager
     async def _conversation(self) -> AsyncIterator[Conversation]:
         """Open a connection for one task in the classic protocol; what it meets counts. Raises NodeError."""
-        self._down.check(f"memcached {self.name}")
         conversation, _ = await self._called()
         try:
             yield conversation
         except NodeError as error:
             self.errors.count(error)
-            self._down.failed()
+            if not isinstance(error, meta.Complaint):
+                self._down.failed()
             raise type(error)(f"memcached {self.name}: {error}") from error
         finally:
             conversation.abort()
         self._down.answered()
 
     def _forget_closed_loops(self) -> None:
-        for known in (self._muxes, self._opening):
+        for known in (self._muxes, self._opening, self._readings, self._reading):
             for loop in [loop for loop in known if loop.is_closed()]:
                 known.pop(loop, None)
+
+
+async def _joined(tasks: dict[Loop, "asyncio.Task[T]"], work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Wait for this loop's task, begun by whoever comes first. A cancelled caller does not end it: others wait, too."""
+    loop = asyncio.get_running_loop()
+    if loop not in tasks:
+        tasks[loop] = loop.create_task(work())
+        tasks[loop].add_done_callback(partial(_done, tasks))
+    try:
+        return await asyncio.shield(tasks[loop])
+    except LeasecacheError as error:
+        raise type(error)(*error.args) from error  # one exception per caller
+
+
+def _done(tasks: dict[Loop, "asyncio.Task[T]"], task: "asyncio.Task[T]") -> None:
+    tasks.pop(task.get_loop(), None)
+    if not task.cancelled():
+        task.exception()  # seen, though every caller may have been cancelled meanwhile
 
 
 def _release(lease: Lease, mux: Mux) -> bytes:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pymemcache.client.base import STAT_TYPES
 
 from leasecache.errors import NodeError, ProtocolError
+from leasecache.stores.meta import Complaint
 
 STATS = b"stats\r\n"
 
@@ -33,6 +34,17 @@ def read_stats(data: bytes) -> dict[str, object] | None:
     """Read the answer to STATS, None while bytes are missing; figures have the types that pymemcache gives them."""
     found = _stats(data)
     return None if found is None else {name.decode(): _figure(name, text) for name, text in found.items()}
+
+
+def read_time(data: bytes) -> int | None:
+    """Read from the answer to STATS what the server takes for now, in s since 1970. Raises NodeError."""
+    found = _stats(data)
+    if found is None:
+        return None
+    text = found.get(b"time", b"")
+    if not (text.isdigit() and len(text) <= 20):
+        raise ProtocolError(f"the time is {text[:80]!r}")
+    return int(text)
 
 
 def read_look(data: bytes) -> Looked | None:
@@ -65,7 +77,7 @@ def _stats(data: bytes) -> dict[bytes, bytes] | None:
         word, _, text = line.partition(b" ")
         name, _, value = text.partition(b" ")
         if word != b"STAT":
-            raise _unexpected(line)
+            raise _unexpected(b"\r\n".join([*lines[i:], rest]).removesuffix(b"\r\n"))
         found[name] = value
     return None
 
@@ -78,5 +90,6 @@ def _figure(name: bytes, text: bytes) -> object:
 
 
 def _unexpected(line: bytes) -> NodeError:
-    kind = NodeError if line.startswith(b"SERVER_ERROR") else ProtocolError
+    """Return the error for an answer; the server's own word for it is a complaint if nothing comes behind."""
+    kind = Complaint if line.startswith(b"SERVER_ERROR") and b"\n" not in line else ProtocolError
     return kind(f"unexpected answer {line[:80]!r}")

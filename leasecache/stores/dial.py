@@ -4,9 +4,9 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheError
@@ -15,6 +15,7 @@ from leasecache.errors import ConfigError, LeasecacheError, NodeError, NodeTimeo
 from leasecache.stores import greeting
 from leasecache.stores.greeting import Credentials, Terms
 
+T = TypeVar("T")
 Address = tuple[str, int] | str
 
 SETTINGS_FOR = 5.0  # s that a server's settings are taken to be what they were
@@ -128,19 +129,14 @@ class Dialer:
         return found
 
     def _converse(self, sock: Any, settings: bool, deadline: float) -> Terms:
-        limited = _Limited(sock, deadline)
-        limited.sendall(greeting.request(self._credentials, settings=settings))
-        data, authenticated = b"", self._credentials is not None
-        while (found := greeting.read(data, authenticated=authenticated, settings=settings)) is None:
-            try:
-                received = limited.recv(65536)
-            except ConnectionResetError:
-                received = b""
-            if not received:
-                raise NodeError(
-                    f"hung up before it greeted{'' if self._tls else '; does it expect TLS (memcacheds://)?'}"
-                )
-            data += received
+        def read(data: bytes) -> greeting.Greeting | None:
+            return greeting.read(data, authenticated=self._credentials is not None, settings=settings)
+
+        try:
+            found = _Limited(sock, deadline).ask(greeting.request(self._credentials, settings=settings), read)
+        except ConnectionResetError:
+            hint = "" if self._tls else "; does it expect TLS (memcacheds://)?"
+            raise NodeError(f"hung up before it greeted{hint}") from None
         return greeting.terms(found, proxied=self._proxied)
 
     @contextlib.contextmanager
@@ -178,6 +174,17 @@ class _Limited:
         data: bytes = self._sock.recv(size)
         return data
 
+    def ask(self, request: bytes, read: Callable[[bytes], T | None]) -> T:
+        """Send a request and return what `read` makes of all that came back, None meaning more. Raises OSError."""
+        self.sendall(request)
+        data = b""
+        while (found := read(data)) is None:
+            received = self.recv(65536)
+            if not received:
+                raise ConnectionResetError("closed by the server")
+            data += received
+        return found
+
 
 class _RawSerde:
     """Gives pymemcache's readers the client flags beside the bytes."""
@@ -187,6 +194,25 @@ class _RawSerde:
 
     def deserialize(self, key: bytes, value: bytes, flags: int) -> tuple[int, bytes]:
         return flags, value
+
+
+def converse(sock: Any, request: bytes, read: Callable[[bytes], T | None], timeout: float) -> T:
+    """Ask over the socket of a wire, between two of its exchanges, and return what `read` makes of the answer.
+
+    It may take `timeout` s. Raises NodeError; unless it is a Complaint, the connection is then unusable.
+    """
+    waits = sock.gettimeout()
+    try:
+        try:
+            return _Limited(sock, time.monotonic() + timeout).ask(request, read)
+        finally:
+            sock.settimeout(waits)  # a compiled wire waits in its own way
+    except NodeError:  # an OSError, too
+        raise
+    except TimeoutError as error:
+        raise NodeTimeout(f"no answer within {timeout:g} s") from error
+    except OSError as error:
+        raise NodeError(f"connection broke: {error}") from error
 
 
 def node_address(name: str) -> Address:

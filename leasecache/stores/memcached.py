@@ -2,7 +2,9 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from pymemcache.client.base import Client
@@ -13,9 +15,10 @@ from leasecache.codecs import UNCACHEABLE
 from leasecache.errors import LeasecacheError, NodeError, NodeTimeout, ProtocolError
 from leasecache.lease import ANY_CONNECTION, NO_CONNECTION, Answer, Ask, Fill, Hit, Lease, Refused, Token
 from leasecache.metrics import NodeStats
-from leasecache.stores import meta
+from leasecache.stores import classic, meta
 from leasecache.stores.base import BatchReader, Outcome, Reader
-from leasecache.stores.dial import Dialer, Tls
+from leasecache.stores.clock import Reading
+from leasecache.stores.dial import Dialer, Tls, converse
 from leasecache.stores.greeting import Credentials
 from leasecache.stores.pool import EPOCH, Connection, Pool
 from leasecache.stores.probe import Probe
@@ -66,6 +69,7 @@ class MemcachedNode:
         )
         self._epoch = NoEpoch() if proxied else EPOCH
         self._pool: Pool[Wire] = Pool(self._connect, pool, patience=timeout)
+        self._reading: Reading | None = None  # of the server's clock; None = not asked yet
         self.errors = NodeStats()
         self._down = Probe(self.errors)
 
@@ -187,7 +191,8 @@ class MemcachedNode:
         fitting = [limit is None or len(f.lease.key) + len(f.body) + meta.ITEM_OVERHEAD <= limit for f in fills]
 
         def build(connection: Connection[Wire]) -> bytes:
-            return b"".join([store_request(*pair, connection.mark()) for pair in zip(fills, fitting, strict=True)])
+            now = partial(self._now, connection)
+            return b"".join([store_request(*pair, connection.mark(), now) for pair in zip(fills, fitting, strict=True)])
 
         epoch = min([fill.lease.token.epoch for fill in fills if fill.lease.token is not None])
         outcomes = self._present(epoch, build, len(fills), meta.read_outcomes, None)
@@ -216,7 +221,20 @@ class MemcachedNode:
         """Mark what has not changed since it was looked at; tell whether that was everything."""
         windows = self._exchange(lambda c: meta.look(keys), len(keys), meta.read_windows, stale_for)
         seen = list(zip(keys, windows, strict=True))
-        return self._exchange(lambda c: meta.mark_stale_quietly(seen, c.mark), QUIET, meta.read_marked, None)
+
+        def build(connection: Connection[Wire]) -> bytes:
+            return meta.mark_stale_quietly(seen, partial(self._now, connection), connection.mark)
+
+        return self._exchange(build, QUIET, meta.read_marked, None)
+
+    def _now(self, connection: Connection[Wire]) -> int:
+        """Return the server's time, asked over this connection when no recent answer holds for it. Raises NodeError."""
+        reading = self._reading
+        if reading is None or not reading.holds(connection.epoch):
+            epoch = EPOCH.latest
+            seconds = converse(connection.sock, classic.STATS, classic.read_time, self._timeout)
+            reading = self._reading = Reading(seconds, time.monotonic(), epoch)
+        return reading.now()
 
     def _exchange(self, build: Build, count: int, read: Read[C, T], context: C) -> T:
         """Send and receive over any connection, and read the replies."""
@@ -331,9 +349,9 @@ def batch_request(asks: Sequence[Ask]) -> Build:
     return lambda c: b"".join([meta.lease_get(*ask, c.mark()) for ask in asks])
 
 
-def store_request(fill: Fill, fits: bool, mark: bytes) -> bytes:
-    """Return the lease-set of a fill, or of the mark that stands for a value which does not fit."""
-    lease, ttl = fill.lease, meta.exptime(fill.ttl)
+def store_request(fill: Fill, fits: bool, mark: bytes, now: Callable[[], int]) -> bytes:
+    """Return the lease-set of a fill, or of the mark that stands for a value which does not fit; `now` for dates."""
+    lease, ttl = fill.lease, meta.exptime(fill.ttl, now)
     flags, body = (fill.flags, fill.body) if fits else (UNCACHEABLE, b"")
     return meta.lease_set(lease.key, lease.token.cas if lease.token else 0, flags, body, ttl, mark)
 

@@ -25,7 +25,8 @@ from leasecache.lease import (
 )
 
 NOOP = b"mn\r\n"
-RELATIVE_LIMIT = 30 * 86400  # s; memcached takes a larger TTL for a date
+RELATIVE_LIMIT = 30 * 86400  # s; memcached takes a larger TTL for a date, in s since 1970
+DATE_MOST = 2**31 - 1  # the last date that a TTL can be: 19 January 2038
 ITEM_OVERHEAD = 63  # bytes an item has beside key and value: header 48, CAS 8, flags 4, a zero, CRLF
 REQUEST_OVERHEAD = 64  # bytes a request has beside the key, at most
 HIT = Decision.HIT  # read once: an Enum's members are slow to look up
@@ -73,17 +74,22 @@ def look(keys: Iterable[bytes]) -> bytes:
     return b"".join([b"me %b\r\n" % key for key in keys])
 
 
-def mark_stale_quietly(seen: Iterable[tuple[bytes, Window]], mark: Callable[[], bytes] = bytes) -> bytes:
-    """Void leases and leave each value stale for its window, unless it has changed meanwhile. Ends with a no-op."""
-    return b"".join([_mark_stale(key, window, mark) for key, window in seen]) + NOOP
+def mark_stale_quietly(
+    seen: Iterable[tuple[bytes, Window]], now: Callable[[], int], mark: Callable[[], bytes] = bytes
+) -> bytes:
+    """Void leases and leave each value stale for its window, unless it has changed meanwhile. Ends with a no-op.
+
+    `now` is that of `exptime`.
+    """
+    return b"".join([_mark_stale(key, window, now, mark) for key, window in seen]) + NOOP
 
 
-def _mark_stale(key: bytes, window: Window, mark: Callable[[], bytes]) -> bytes:
+def _mark_stale(key: bytes, window: Window, now: Callable[[], int], mark: Callable[[], bytes]) -> bytes:
     if not window.seconds:
         return b"md %b q\r\n" % key
     if window.seconds == REST:
         return b"md %b I C%d q%b\r\n" % (key, window.cas, mark())
-    return b"md %b I T%d C%d q%b\r\n" % (key, *window, mark())
+    return b"md %b I T%d C%d q%b\r\n" % (key, exptime(window.seconds, now), window.cas, mark())
 
 
 def release(lease: Lease, mark: bytes = b"") -> bytes | None:
@@ -100,12 +106,22 @@ def steal(key: bytes, token: Token, mark: bytes = b"") -> bytes:
     return b"md %b I C%d%b\r\n" % (key, token.cas, mark)
 
 
-def exptime(ttl: float) -> int:
-    """Return the wire TTL of `ttl` s, rounded down, at least 1 and at most 30 days.
+def exptime(ttl: float, now: Callable[[], int]) -> int:
+    """Return the wire TTL of `ttl` s, rounded down, at least 1. Beyond 30 days it is a date; raises what `now` raises.
 
-    More would be a date: with clocks that differ, or that are set, a value would live for years, or not at all.
+    `now` tells the server's time, in s since 1970, and is called for dates only. By any other clock that is wrong a
+    value would live for years, or not at all. What would outlive the last date lives until then, or for 30 days.
     """
-    return min(max(1, int(ttl)), RELATIVE_LIMIT)
+    seconds = max(1, int(ttl))
+    if not is_date(seconds):
+        return seconds
+    today = now()
+    return min(today + seconds, DATE_MOST) if today + RELATIVE_LIMIT < DATE_MOST else RELATIVE_LIMIT
+
+
+def is_date(ttl: float) -> bool:
+    """Tell whether `ttl` s are so many that memcached wants the date instead."""
+    return int(ttl) > RELATIVE_LIMIT
 
 
 def read_windows(replies: Sequence[Reply], epoch: int, born: int, stale_for: float) -> list[Window]:

@@ -76,7 +76,7 @@ W = TypeVar("W", bound=Closable)
 class Connection(ConnectionState, Generic[W]):
     """A wire and when it was established; `pooled` tells whether it served before, and may have died since."""
 
-    __slots__ = ("__weakref__", "_sock")
+    __slots__ = ("__weakref__", "sock")
 
     wire: W
 
@@ -87,14 +87,14 @@ class Connection(ConnectionState, Generic[W]):
         self.epoch = EPOCH.advance()
         self.pooled = False
         self.term = 0
-        self._sock = sock
+        self.sock = sock
 
     @property
     def ended(self) -> bool:
         """Whether the server has closed it, or sends what nobody asked for; asked between two exchanges."""
         poller = select.poll()
         try:
-            poller.register(self._sock, select.POLLIN)
+            poller.register(self.sock, select.POLLIN)
         except ValueError:  # closed by us
             return True
         return bool(poller.poll(0))
