@@ -110,6 +110,7 @@ class Pool(PoolState, Generic[W]):
     idle: list[Connection[W]]
     _opening: bool
     _failures: int  # first connections that could not be opened
+    _failure: NodeError  # why the latest of them could not
 
     def __init__(self, connect: Callable[[], Connection[W]], limit: int, patience: float) -> None:
         """`connect` opens one; a caller waits up to `patience` s for one when `limit` are busy."""
@@ -215,7 +216,7 @@ class Pool(PoolState, Generic[W]):
                     with contextlib.suppress(IndexError):
                         return self.idle.pop()
                     if self._failures != failures:
-                        raise NodeError("another caller could not connect just now")
+                        raise type(self._failure)(f"another caller has just failed to connect: {self._failure}")
                     if not self._opening and len(self._open) < limit:
                         break
                     if not _wait(self._freed, deadline):
@@ -231,8 +232,8 @@ class Pool(PoolState, Generic[W]):
             connection = self._connect()
             connection.term = term
             return connection
-        except NodeError:
-            self._give_up()
+        except NodeError as error:
+            self._give_up(error)
             raise
         finally:
             with self._lock:
@@ -241,11 +242,12 @@ class Pool(PoolState, Generic[W]):
                     self._open.add(connection)
                 self._freed.notify()  # the next one may be opened
 
-    def _give_up(self) -> None:
+    def _give_up(self, error: NodeError) -> None:
         """Let those fail, too, who wait for the first connection: they need not try the same."""
         with self._lock:
             if not self._open:
                 self._failures += 1
+                self._failure = error
                 self._freed.notify_all()
 
     def _take_before(self, epoch: int) -> Connection[W] | None:
@@ -273,6 +275,7 @@ class Pool(PoolState, Generic[W]):
         self._changed = threading.Condition(self._lock)  # for those who need one of a certain age
         self._opening = False
         self._failures = 0
+        self._failure = NodeError("nothing has failed")
         self._choosy = 0  # callers that need a connection of a certain age
         self.waiting = 0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from leasecache import NodeError
+from leasecache import NodeError, NodeTimeout
 from leasecache.lab import wait_until
 from leasecache.stores.pool import Connection, Pool
 
@@ -79,14 +79,14 @@ def test_callers_that_need_connections_at_once_get_them_one_after_the_other() ->
 def test_who_waits_for_the_first_connection_fails_with_it() -> None:
     """When the first connection cannot be opened, those who wait for it fail at once, not one after the other."""
     dial = Dialling()
-    dial.fault = NodeError("refused")
+    dial.fault = NodeTimeout("no answer")
     pool: Pool[Any] = Pool(dial, 64, patience=20)
     with ThreadPoolExecutor(20) as threads:
         calls = [threads.submit(pool.acquire) for _ in range(20)]
         wait_until(lambda: pool.waiting == 19, 10, "the others to wait")
         dial.may_open.release()
         errors = [call.exception(timeout=10) for call in calls]
-    assert all(isinstance(error, NodeError) for error in errors)
+    assert {type(error) for error in errors} == {NodeTimeout}
     assert dial.opened == 1
 
 
