@@ -59,10 +59,10 @@ def test_what_is_awaited() -> None:
 
 
 def test_what_is_awaited_of_functions() -> None:
-    """Of a decorated coroutine function everything but `key` and `original` is awaited."""
+    """Of a decorated coroutine function everything but `key`, `commit_message` and `original` is awaited."""
     for cls in (surface.AsyncCachedFunction, surface.AsyncCachedManyFunction):
         plain = {name for name, method in methods(cls).items() if not inspect.iscoroutinefunction(method)}
-        assert plain - {"__get__"} == {"key"}
+        assert plain - {"__get__"} == {"key", "commit_message"}
 
 
 @pytest.mark.parametrize(
