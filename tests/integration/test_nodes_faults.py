@@ -207,7 +207,7 @@ def test_restart_costs_no_failed_call(memcached: MemcachedServer, node: Memcache
 
 def test_one_dead_connection_costs_no_other(node: MemcachedNode) -> None:
     """A connection that ended by itself is replaced by one that is idle, and none of these is closed."""
-    node._pool.idle[-1]._sock.shutdown(socket.SHUT_RDWR)  # the next that is taken
+    node._pool.idle[-1].sock.shutdown(socket.SHUT_RDWR)  # the next that is taken
     assert isinstance(node.lease_get(b"item", 10), Lease)
     assert node.errors.broken == 1
     assert node.connections == (5, 5)
@@ -288,7 +288,7 @@ def test_fork_while_connections_are_busy(memcached: MemcachedServer) -> None:
         busy = threading.Thread(target=lambda: found.append(node.lease_get(b"busy", 10)))
         busy.start()
         wait_until(lambda: not node._pool.idle, 10, "the connection to be taken")
-        sockets = {connection._sock.fileno() for connection in node._pool._open}
+        sockets = {connection.sock.fileno() for connection in node._pool._open}
         child = in_a_child(lambda: f"{node.connections} {[_is_socket(number) for number in sockets]}")
         assert child == f"{(0, 0)} {[False]}"
         proxy.flow()

@@ -24,7 +24,7 @@ def get_item(item_id: int) -> int:
 def ports() -> list[int]:
     """Return the local ports of the connections that this process has open."""
     [node] = cache.driver().store.nodes
-    return [connection._sock.getsockname()[1] for connection in node._pool._open]  # type: ignore[attr-defined]
+    return [connection.sock.getsockname()[1] for connection in node._pool._open]  # type: ignore[attr-defined]
 
 
 FIRST = get_item(0)
