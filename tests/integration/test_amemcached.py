@@ -7,6 +7,7 @@ import getpass
 import os
 import random
 import socket
+import stat
 import subprocess
 import threading
 import warnings
@@ -282,8 +283,10 @@ def sockets_to(port: int) -> int:
     """Return how many descriptors of this process are connected to a port."""
     found = 0
     for descriptor in range(3, 256):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-            found += connection.getpeername()[1:2] == (port,)
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as connection:
+                    found += connection.getpeername()[1:2] == (port,)
     return found
 
 
