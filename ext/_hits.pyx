@@ -15,8 +15,57 @@ from cpython.ref cimport PyObject
 
 from leasecache._hot cimport Mark, Wire, mark_flags
 from leasecache._keys cimport Renderer, Ring, Text, begin, drop, put, put_number
+from leasecache._mux cimport ANSWERED, CANCELLED, FAILED, WAITING, MuxReader, _Promise
 
 from leasecache.errors import NodeError
+
+
+cdef extern from *:
+    """
+    /* What the compiler of Cython has no slot for: a result that comes without a StopIteration, let alone a traceback. */
+    typedef PyObject *(*leasecache_step)(PyObject *self, PyObject *value, int *yielded);
+    static leasecache_step leasecache_serving_step;
+
+    static PySendResult leasecache_serving_send(PyObject *self, PyObject *value, PyObject **result) {
+        int yielded = 0;
+        *result = leasecache_serving_step(self, value, &yielded);
+        return *result == NULL ? PYGEN_ERROR : yielded ? PYGEN_NEXT : PYGEN_RETURN;
+    }
+
+    static PyObject *leasecache_serving_next(PyObject *self) {
+        int yielded = 0;
+        PyObject *stop, *result = leasecache_serving_step(self, Py_None, &yielded);
+        if (result == NULL || yielded)
+            return result;
+        stop = PyObject_CallOneArg(PyExc_StopIteration, result);
+        Py_DECREF(result);
+        if (stop != NULL) {
+            PyErr_SetObject(PyExc_StopIteration, stop);
+            Py_DECREF(stop);
+        }
+        return NULL;
+    }
+
+    static void leasecache_fill_slots(PyObject *type, leasecache_step step) {
+        PyTypeObject *serving = (PyTypeObject *)type;
+        leasecache_serving_step = step;
+        serving->tp_iternext = leasecache_serving_next;
+        serving->tp_as_async->am_send = leasecache_serving_send;
+    #ifdef Py_TPFLAGS_HAVE_AM_SEND
+        serving->tp_flags |= Py_TPFLAGS_HAVE_AM_SEND;
+    #endif
+        PyType_Modified(serving);
+    }
+
+    static PyObject *leasecache_go_on(PyObject *iterator, PyObject *value, int *yielded) {
+        PyObject *result;
+        *yielded = PyIter_Send(iterator, value, &result) == PYGEN_NEXT;
+        return result;
+    }
+    """
+    ctypedef object (*leasecache_step)(object, object, int *)
+    void leasecache_fill_slots(object, leasecache_step)
+    object leasecache_go_on(object iterator, object value, int *yielded)
 
 
 cdef enum:
@@ -263,10 +312,13 @@ cdef class RingReader(_Reader):
         return self._fetch_key(key)
 
     cdef object fetch(self, Text *text):
-        cdef object reader = self._readers[self._ring.find(text.data + HEAD, text.size - HEAD)]
+        cdef object reader = self.owner(text.data + HEAD, text.size - HEAD)
         if isinstance(reader, _Reader):
             return (<_Reader>reader).fetch(text)
         return reader(_key(text, text.size))
+
+    cdef object owner(self, const char *key, Py_ssize_t size):
+        return self._readers[self._ring.find(key, size)]
 
 
 @cython.final
@@ -416,13 +468,10 @@ cdef class Call:
         cdef char room[ROOM]
         cdef Text text
         cdef Py_ssize_t end
-        if (<Bypass>self._bypassed).holds() if type(self._bypassed) is Bypass else self._bypassed():
+        if self._is_bypassed():
             return load(*args, **kwargs)
         route = self._routed()
-        if skip or len(args) != self._direct or kwargs:
-            values = self._values(args[skip:], kwargs)
-        else:
-            values = args
+        values = args if self._is_direct(skip, args, kwargs) else self._values(args[skip:], kwargs)
         _begin_request(&text, room)
         try:
             route.renderer.render(&text, values)
@@ -446,6 +495,12 @@ cdef class Call:
         finally:
             drop(&text)
         return self._otherwise(route.bound, load, args, kwargs, key, found)
+
+    cdef inline bint _is_bypassed(self) except -1:
+        return (<Bypass>self._bypassed).holds() if type(self._bypassed) is Bypass else self._bypassed()
+
+    cdef inline bint _is_direct(self, Py_ssize_t skip, tuple args, dict kwargs) except -1:
+        return not skip and len(args) == self._direct and not kwargs
 
     cdef _Route _routed(self):
         cdef _Route route = self._route
@@ -471,3 +526,141 @@ cdef class _Served:
 
     def __call__(self, *args, **kwargs):
         return self._call._serve(self._load, self._skip, args, kwargs)
+
+
+@cython.final
+cdef class AsyncCall:
+    """Calls one cached coroutine function, as `Call` does a function; what it returns is to be awaited at once."""
+
+    cdef Call _call
+
+    def __init__(self, runtime, bind, values, Py_ssize_t direct, Tally stats not None, otherwise):
+        self._call = Call(runtime, bind, values, direct, stats, otherwise)
+
+    def __call__(self, load, Py_ssize_t skip, tuple args not None, dict kwargs not None):
+        """Return an awaitable of the value; the first `skip` arguments are not in the key."""
+        cdef Call call = self._call
+        cdef _Route route
+        cdef bytes key
+        cdef _Promise promise
+        cdef _Serving serving
+        if call._is_bypassed():
+            return load(*args, **kwargs)
+        route = call._routed()
+        key = route.renderer.from_python(args if call._is_direct(skip, args, kwargs) else call._values(args[skip:], kwargs))
+        promise = self._ask(route.read, key)
+        if promise is None:
+            return self._served(route, load, args, kwargs, key)
+        serving = _Serving.__new__(_Serving)
+        serving._of = self
+        serving._promise = promise
+        serving._route = route
+        serving._load = load
+        serving._args = args
+        serving._kwargs = kwargs
+        serving._key = key
+        return serving
+
+    cdef _Promise _ask(self, object read, bytes key):
+        """Send a request if a connection is open; None when something else has to be done first."""
+        if type(read) is RingReader:
+            read = (<RingReader>read).owner(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        return (<MuxReader>read).ask(key) if type(read) is MuxReader else None
+
+    async def _served(self, _Route route, load, args, kwargs, key):
+        try:
+            found = await route.bound.read(key)
+        except NodeError as error:
+            found = error
+        if type(found) is bytes:
+            try:
+                value = route.load(found)
+            except Exception:  # whatever it raises is a miss
+                pass
+            else:
+                self._call._stats.hits += 1
+                return value
+        return await self._call._otherwise(route.bound, load, args, kwargs, key, found)
+
+
+@cython.final
+@cython.freelist(256)
+cdef class _Serving:
+    """A call whose request is on its way; it is its own iterator."""
+
+    cdef AsyncCall _of
+    cdef _Promise _promise  # None: what became of the call is for `_inner`
+    cdef object _inner
+    cdef _Route _route
+    cdef object _load
+    cdef tuple _args
+    cdef dict _kwargs
+    cdef bytes _key
+
+    def __await__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    def send(self, value):
+        """Go on."""
+        cdef int yielded = 0
+        value = self.step(value, &yielded)
+        if yielded:
+            return value
+        raise StopIteration(value)
+
+    cdef object step(self, object value, int *yielded):
+        """Return what the task is to wait for, or the result."""
+        cdef _Promise promise = self._promise
+        if promise is None:
+            return leasecache_go_on(self._inner, value, yielded)
+        if promise.state == WAITING:
+            yielded[0] = True
+            return promise.__next__()
+        self._promise = None
+        found = promise.outcome
+        if promise.state == ANSWERED and type(found) is bytes:
+            try:
+                value = found if self._route.load is bytes else self._route.load(found)
+            except Exception:  # what is loaded runs code of the value's class; whatever it raises is a miss
+                pass
+            else:
+                self._of._call._stats.hits += 1
+                return value
+        elif promise.state == CANCELLED:
+            return promise.taken()  # raises
+        if promise.state == FAILED and promise.mux.died:  # over another connection it may be answered
+            going_on = self._of._served(self._route, self._load, self._args, self._kwargs, self._key)
+        else:
+            going_on = self._of._call._otherwise(
+                self._route.bound, self._load, self._args, self._kwargs, self._key, found
+            )
+        self._inner = going_on.__await__()
+        return leasecache_go_on(self._inner, None, yielded)
+
+    def throw(self, kind, value=None, trace=None):
+        """Go on with an error: nobody waits for the answer any more."""
+        cdef _Promise promise = self._promise
+        if promise is None:
+            if value is None and trace is None:
+                return self._inner.throw(kind)
+            return self._inner.throw(kind, value, trace)
+        promise.abandon()
+        raise kind, value, trace
+
+    def close(self):
+        """End it: nobody waits for the answer any more."""
+        cdef _Promise promise = self._promise
+        if promise is None:
+            self._inner.close()
+        else:
+            promise.abandon()
+
+
+cdef object _step(object serving, object value, int *yielded):
+    return (<_Serving>serving).step(value, yielded)
+
+
+leasecache_fill_slots(_Serving, _step)

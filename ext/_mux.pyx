@@ -11,6 +11,7 @@ import os
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.string cimport memchr, memcpy, memmove
 
@@ -39,77 +40,112 @@ cdef enum:
     LINE_LIMIT = 2048
 
 cdef object _running_loop = asyncio.get_running_loop
-cdef object _Future = asyncio.Future
-cdef object _InvalidState = asyncio.InvalidStateError
+cdef object _Cancelled = asyncio.CancelledError
 
 
+@cython.final
 @cython.freelist(256)
-cdef class Pending:
-    """A request on its way; awaiting it gives what its replies mean. Raises NodeError."""
+cdef class _Promise:
+    """A request on its way: what a task waits for, as it would for a future.
 
-    cdef object _future, _read, _context, _retry
-    cdef _Mux _mux
-    cdef list _replies
-    cdef Py_ssize_t _count
-    cdef long long _flags, _epoch
-    cdef double _deadline
+    A task of asyncio waits for whatever has `_asyncio_future_blocking` (Lib/asyncio/tasks.py: `__step`). A future of
+    asyncio takes a handle of the event loop to go on; of these, all that are settled together take one.
+    """
 
-    def __await__(self):
-        try:
-            return (yield from self._future)
-        except NodeError:
-            if self._retry is None or not self._mux.died:
-                raise
-        except BaseException:
-            self._abandon()
-            raise
-        return (yield from self._retry(self._context[0]).__await__())
+    def __iter__(self):
+        return self
 
-    def discard(self):
-        """Leave the result to the owner: nobody waits for it."""
-        self._future.cancel()
+    def __next__(self):
+        if self.state != WAITING:
+            raise StopIteration(self.taken())
+        if self.callback is not None:
+            raise RuntimeError("another task waits for this answer")
+        self._asyncio_future_blocking = True
+        return self
 
-    cdef int _abandon(self) except -1:
-        cdef object future = self._future
-        if self._mux.loop.is_closed():  # a coroutine is thrown away that nobody can wake any more
+    def get_loop(self):
+        """Return the event loop whose tasks may wait."""
+        return self.mux.loop
+
+    def add_done_callback(self, callback, *, context=None):
+        """Call back once, in the task's context."""
+        self.callback = callback
+        self.caller = PyContext_CopyCurrent() if context is None else context
+        if self.state != WAITING:
+            self.mux._settle(self, self.state, self.outcome)
+
+    def result(self):
+        """Tell the task that it may go on: it meets what there is when it does."""
+
+    def cancel(self, msg=None):
+        """Let the task go on with CancelledError; False when there is an answer already."""
+        if self.state != WAITING:
+            return False
+        self.mux._settle(self, CANCELLED, msg)
+        return True
+
+    cdef object taken(self):
+        """Return what was answered. Raises NodeError or CancelledError."""
+        if self.state == FAILED:
+            raise self.outcome
+        if self.state == CANCELLED:
+            raise _Cancelled() if self.outcome is None else _Cancelled(self.outcome)
+        return self.outcome
+
+    cdef int abandon(self) except -1:
+        """Leave the result to the owner, also one that came just before its caller was cancelled."""
+        if self.mux.loop.is_closed():  # a coroutine is thrown away that nobody can wake any more
             return 0
-        if not future.cancel() and not future.cancelled() and future.exception() is None:
-            self._mux._owner.orphaned(self._mux, future.result())
+        if self.state == ANSWERED:
+            self.mux._owner.orphaned(self.mux, self.outcome)
+        self.state = CANCELLED
+        self.outcome = None
         return 0
 
 
-cdef Pending _pending(_Mux mux, Py_ssize_t count, object read, object context, long long flags, object retry):
+cdef _Promise _promise(_Mux mux, Py_ssize_t count, object read, object context, long long flags):
+    cdef _Promise promise = _Promise.__new__(_Promise)
+    promise.count = count
+    promise.read = read
+    promise.context = context
+    promise.flags = flags
+    promise.epoch = mux._epochs.latest
+    promise.deadline = leasecache_now() + mux._timeout
+    promise.mux = mux
+    return promise
+
+
+@cython.final
+cdef class Pending:
+    """A request on its way; awaiting it gives what its replies mean. Raises NodeError."""
+
+    cdef _Promise _promise
+    cdef object _retry
+
+    def __await__(self):
+        try:
+            return (yield from self._promise)
+        except NodeError:
+            if self._retry is None or not self._promise.mux.died:
+                raise
+        except BaseException:
+            self._promise.abandon()
+            raise
+        return (yield from self._retry(self._promise.context[0]).__await__())
+
+    def discard(self):
+        """Leave the result to the owner: nobody waits for it."""
+        self._promise.cancel()
+
+
+cdef Pending _pending(_Promise promise, object retry):
     cdef Pending pending = Pending.__new__(Pending)
-    pending._future = _Future(loop=mux.loop)
-    pending._count = count
-    pending._read = read
-    pending._context = context
-    pending._flags = flags
-    pending._epoch = mux._epochs.latest
-    pending._deadline = leasecache_now() + mux._timeout
-    pending._mux = mux
+    pending._promise = promise
     pending._retry = retry
     return pending
 
 
 cdef class _Mux:
-    cdef readonly object loop, mark, closed
-    cdef readonly long long born
-    cdef readonly bint open, died
-    cdef double _timeout
-    cdef str _name
-    cdef object _owner, _epochs
-    cdef object _parse, _transport, _timer, _error
-    cdef list _queue  # of Pending; those before `_first` have been answered
-    cdef Py_ssize_t _first
-    cdef list _waiters
-    cdef bint _flushing, _paused, _served
-    cdef char *_out
-    cdef Py_ssize_t _out_size, _out_room
-    cdef bytearray _room
-    cdef object _view
-    cdef Py_ssize_t _filled
-
     def __cinit__(self, *args, **kwargs):
         self._out_room = FIRST_BUFFER
         self._out = <char *>PyMem_Malloc(self._out_room)
@@ -130,6 +166,7 @@ cdef class _Mux:
         self._parse = parse
         self._queue = []
         self._waiters = []
+        self._settled = []
         self._renew(FIRST_BUFFER)
 
     def __dealloc__(self):
@@ -150,14 +187,14 @@ cdef class _Mux:
 
         Raises NodeError when the connection is gone.
         """
-        cdef Pending pending
+        cdef _Promise promise
         if not self.open:
             raise self._gone()
-        pending = _pending(self, count, read, context, ANY_FLAGS, None)
-        pending._replies = []
+        promise = _promise(self, count, read, context, ANY_FLAGS)
+        promise.replies = []
         self._put(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request))
-        self._add(pending)
-        return pending
+        self._add(promise)
+        return _pending(promise, None)
 
     def drained(self):
         """Return a future that is done when the transport has taken what waits. Raises NodeError like a request."""
@@ -250,12 +287,35 @@ cdef class _Mux:
                 if not waiter.done():
                     waiter.set_result(None)
 
+    def _resume(self):
+        """Let the tasks go on whose requests are settled; what one raises is for the event loop, and ends no other."""
+        cdef list settled = self._settled
+        cdef Py_ssize_t i = 0
+        cdef _Promise promise
+        self._settled = []
+        self._resuming = False
+        try:
+            while i < len(settled):
+                promise = <_Promise>settled[i]
+                i += 1
+                callback, promise.callback = promise.callback, None
+                PyContext_Enter(promise.caller)
+                try:
+                    callback(promise)
+                finally:
+                    PyContext_Exit(promise.caller)
+        finally:
+            if i < len(settled):
+                self._settled = settled[i:] + self._settled
+                self._resuming = True
+                self.loop.call_soon(self._resume)
+
     def _tick(self, bint grace):
         cdef double late
         self._timer = None
         if self._first == len(self._queue):
             return
-        late = leasecache_now() - (<Pending>self._queue[self._first])._deadline
+        late = leasecache_now() - (<_Promise>self._queue[self._first]).deadline
         if late < 0:
             self._timer = self.loop.call_later(-late, self._tick, True)
         elif grace:  # the loop was held up for so long, and has not read what may be there
@@ -293,8 +353,8 @@ cdef class _Mux:
         self._transport.write(data)
         return 0
 
-    cdef int _add(self, Pending pending) except -1:
-        self._queue.append(pending)
+    cdef int _add(self, _Promise promise) except -1:
+        self._queue.append(promise)
         if self._out_size >= EARLY and not self._paused:
             self._send()
         elif not self._flushing:
@@ -321,63 +381,73 @@ cdef class _Mux:
         """Deal with the reply at the start of `data`; return its size, 0 while bytes are missing."""
         cdef Py_ssize_t line_end = _line_end(data, min(end, LINE_LIMIT + 2))
         cdef Py_ssize_t size, whole
-        cdef Pending pending
+        cdef _Promise promise
         if self._first == len(self._queue):
             raise ProtocolError("a reply that nobody asked for")
-        pending = <Pending>self._queue[self._first]
+        promise = <_Promise>self._queue[self._first]
         if line_end == 0:
             if end > LINE_LIMIT + 1:
                 self._parse(data[:LINE_LIMIT + 2], 0)  # raises
             return 0
         size = _value_size(data, line_end)
         whole = line_end if size < 0 else line_end + size + 2
-        if size >= 0 and whole <= end and pending._flags != ANY_FLAGS and _plain(data, line_end, pending._flags):
+        if size >= 0 and whole <= end and promise.flags != ANY_FLAGS and _plain(data, line_end, promise.flags):
             if data[whole - 2] == c'\r' and data[whole - 1] == c'\n':
                 self._pop()
-                self._give(pending, PyBytes_FromStringAndSize(data + line_end, size))
+                self._give(promise, PyBytes_FromStringAndSize(data + line_end, size))
                 return whole
         parsed = self._parse(data[:whole if whole <= end else line_end], 0)
         if parsed is None:
             return 0
-        self._read(pending, parsed[0])
+        self._read(promise, parsed[0])
         return parsed[1]
 
-    cdef int _read(self, Pending pending, object reply) except -1:
+    cdef int _read(self, _Promise promise, object reply) except -1:
         """Add a reply to those of its request and, if it is the last, give what they mean."""
-        if pending._flags == ANY_FLAGS:
-            if pending._count != QUIET or reply.code != b"MN":
-                pending._replies.append(reply)
-                if pending._count == QUIET or len(pending._replies) < pending._count:
+        if promise.flags == ANY_FLAGS:
+            if promise.count != QUIET or reply.code != b"MN":
+                promise.replies.append(reply)
+                if promise.count == QUIET or len(promise.replies) < promise.count:
                     return 0
         elif (
             reply.code == b"VA"
             and reply.value is not None
-            and reply.flags == pending._flags
+            and reply.flags == promise.flags
             and not (reply.won or reply.stale or reply.taken)
         ):
             self._pop()
-            return self._give(pending, reply.value)
+            return self._give(promise, reply.value)
         else:
-            pending._replies = [reply]
+            promise.replies = [reply]
         try:
-            result = pending._read(pending._replies, pending._epoch, self.born, pending._context)
+            result = promise.read(promise.replies, promise.epoch, self.born, promise.context)
         except ProtocolError:  # not an answer to this command: what follows may be another's
             raise
         except NodeError as error:
             self._pop()
-            if not pending._future.done():
-                pending._future.set_exception(self._named(error))
+            if promise.state == WAITING:
+                self._settle(promise, FAILED, self._named(error))
         else:
             self._pop()
-            self._give(pending, result if pending._flags == ANY_FLAGS else result[0])
+            self._give(promise, result if promise.flags == ANY_FLAGS else result[0])
         return self._close_when_done()
 
-    cdef int _give(self, Pending pending, object result) except -1:
-        try:
-            pending._future.set_result(result)
-        except _InvalidState:
+    cdef int _give(self, _Promise promise, object result) except -1:
+        if promise.state == WAITING:
+            self._settle(promise, ANSWERED, result)
+        else:
             self._owner.orphaned(self, result)
         return 0 if self.open else self._close_when_done()
+
+    cdef int _settle(self, _Promise promise, State state, object outcome) except -1:
+        promise.state = state
+        promise.outcome = outcome
+        if promise.callback is not None:
+            self._settled.append(promise)
+            if not self._resuming:
+                self._resuming = True
+                self.loop.call_soon(self._resume)
+        return 0
 
     cdef int _close_when_done(self) except -1:
         if not self.open and self._first == len(self._queue):
@@ -385,7 +455,7 @@ cdef class _Mux:
         return 0
 
     cdef int _end(self, object error, bint failed) except -1:
-        cdef Pending pending
+        cdef _Promise promise
         if self._error is not None:
             return 0
         self.open = False
@@ -393,14 +463,17 @@ cdef class _Mux:
         if self._timer is not None:
             self._timer.cancel()
         self._transport.abort()
-        waiting = [(<Pending>self._queue[i])._future for i in range(self._first, len(self._queue))]
+        waiting = self._queue[self._first:]
         self._owner.lost(self, error if waiting or failed else None, failed)
         self._out_size = 0
         self._queue.clear()
         self._first = 0
-        for future in waiting + self._waiters:
-            if not future.done():
-                future.set_exception(self._gone())
+        for promise in waiting:
+            if promise.state == WAITING:
+                self._settle(promise, FAILED, self._gone())
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(self._gone())
         self._waiters.clear()
         return 0
 
@@ -420,11 +493,6 @@ class Mux(_Mux, asyncio.BufferedProtocol):
 cdef class MuxReader:
     """Lease-gets with the same terms; called with a key it gives an awaitable, of the value alone for a plain hit."""
 
-    cdef dict _muxes
-    cdef bytes _head, _middle, _end
-    cdef long long _flags
-    cdef object _read, _retry
-
     def __init__(self, dict muxes not None, tuple request not None, long long flags, read, retry):
         self._muxes = muxes
         self._head, self._middle, self._end = request
@@ -433,16 +501,20 @@ cdef class MuxReader:
         self._retry = retry
 
     def __call__(self, bytes key not None):
+        cdef _Promise promise = self.ask(key)
+        return self._retry(key) if promise is None else _pending(promise, self._retry)
+
+    cdef _Promise ask(self, bytes key):
         cdef object found = self._muxes.get(_running_loop())
         cdef _Mux mux
-        cdef Pending pending
+        cdef _Promise promise
         cdef bytes mark
         if found is None:
-            return self._retry(key)
+            return None
         mux = <_Mux?>found
         if not mux.open or mux._out_size >= QUEUE_LIMIT:
-            return self._retry(key)
-        pending = _pending(mux, 1, self._read, (key,), self._flags, self._retry)
+            return None
+        promise = _promise(mux, 1, self._read, (key,), self._flags)
         mux._put(PyBytes_AS_STRING(self._head), PyBytes_GET_SIZE(self._head))
         mux._put(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         mux._put(PyBytes_AS_STRING(self._middle), PyBytes_GET_SIZE(self._middle))
@@ -450,8 +522,8 @@ cdef class MuxReader:
             mark = mux.mark()
             mux._put(PyBytes_AS_STRING(mark), PyBytes_GET_SIZE(mark))
         mux._put(PyBytes_AS_STRING(self._end), PyBytes_GET_SIZE(self._end))
-        mux._add(pending)
-        return pending
+        mux._add(promise)
+        return promise
 
 
 cdef Py_ssize_t _line_end(const char *data, Py_ssize_t end) noexcept:

@@ -20,6 +20,7 @@ if IMPL == "c":
 if TYPE_CHECKING or IMPL == "python":
     from leasecache._pure import Reply, Wire, parse_reply
     from leasecache._pure_hits import (
+        AsyncCall,
         Bypass,
         Call,
         ConnectionState,
@@ -37,6 +38,7 @@ if TYPE_CHECKING or IMPL == "python":
     from leasecache._pure_mux import Mux, MuxReader, Pending
 else:
     from leasecache._hits import (
+        AsyncCall,
         Bypass,
         Call,
         ConnectionState,
@@ -56,6 +58,7 @@ else:
 
 __all__ = [
     "IMPL",
+    "AsyncCall",
     "Bypass",
     "Call",
     "ConnectionState",

@@ -1,6 +1,6 @@
 """Compiled twin of `leasecache._pure_hits`: the short way of a plain hit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -118,3 +118,20 @@ class Call:
 
     def many(self, arguments: list[Any]) -> tuple[Any, dict[Any, Any], list[tuple[Any, bytes, Any]]] | None:
         """Return (bound, {argument: value} of the plain hits, (argument, key, answer) of the others)."""
+
+class AsyncCall:
+    """Calls one cached coroutine function, as `Call` does a function; what it returns is to be awaited at once."""
+
+    def __init__(
+        self,
+        runtime: Any,
+        bind: Callable[[], tuple[Any, Renderer, Callable[[bytes], Any]]],
+        values: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...]],
+        direct: int,
+        stats: Tally,
+        otherwise: Callable[..., Awaitable[Any]],
+    ) -> None: ...
+    def __call__(
+        self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Awaitable[Any]:
+        """Return an awaitable of the value; the first `skip` arguments are not in the key."""

@@ -1,6 +1,7 @@
 """Pure-Python twin of `leasecache._hits`: the short way of a plain hit."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -244,8 +245,7 @@ class Call:
         if self._runtime.bypassed():
             return load(*args, **kwargs)
         bound, renderer, decode = self._routed()
-        direct = not skip and not kwargs and len(args) == self._direct
-        key = renderer.from_python(args if direct else self._values(args[skip:], kwargs))
+        key = renderer.from_python(self._fields(skip, args, kwargs))
         try:
             found = bound.read(key)
         except NodeError as error:
@@ -286,8 +286,48 @@ class Call:
         self._stats.hits += hits
         return bound, found, rest
 
+    def _fields(self, skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        direct = not skip and not kwargs and len(args) == self._direct
+        return args if direct else self._values(args[skip:], kwargs)
+
     def _routed(self) -> tuple[Any, Renderer, Callable[[bytes], Any]]:
         route = self._route
         if route is None or route[0].driver is not self._runtime.active:
             route = self._route = self._bind()
         return route
+
+
+class AsyncCall:
+    """Calls one cached coroutine function, as `Call` does a function; what it returns is to be awaited at once."""
+
+    __slots__ = ("_call",)
+
+    def __init__(
+        self,
+        runtime: Any,
+        bind: Callable[[], tuple[Any, Renderer, Callable[[bytes], Any]]],
+        values: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...]],
+        direct: int,
+        stats: Tally,
+        otherwise: Callable[..., Awaitable[Any]],
+    ) -> None:
+        """Take what `Call` takes; what `bind` gives reads in awaitables, and `otherwise` is a coroutine function."""
+        self._call = Call(runtime, bind, values, direct, stats, otherwise)
+
+    async def __call__(self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the value; the first `skip` arguments are not in the key."""
+        call = self._call
+        if call._runtime.bypassed():
+            return await load(*args, **kwargs)
+        bound, renderer, decode = call._routed()
+        key = renderer.from_python(call._fields(skip, args, kwargs))
+        try:
+            found = await bound.read(key)
+        except NodeError as error:
+            found = error
+        if type(found) is bytes:
+            with contextlib.suppress(Exception):  # whatever the value's class raises is a miss
+                value = decode(found)
+                call._stats.hits += 1
+                return value
+        return await call._otherwise(bound, load, args, kwargs, key, found)

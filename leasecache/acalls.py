@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from leasecache._accel import AsyncCall, Renderer
 from leasecache.batch import gather
-from leasecache.codecs import DecodeError
 from leasecache.errors import NodeError
 from leasecache.flow import Flow, fetch, look_up, renew
 from leasecache.function import Args, Bound, FunctionCore, Kwargs, Loader
-from leasecache.lease import Answer
 from leasecache.signature import KeySignature
 from leasecache.task import Entry, Task
 
@@ -20,31 +19,25 @@ class AsyncCachedCore(FunctionCore):
 
     signature: KeySignature
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what `FunctionCore` takes."""
+        super().__init__(*args, **kwargs)
+        self._serve = AsyncCall(
+            self._runtime, self._shortcut, self.signature.values, self.signature.direct, self.stats, self._unplain
+        )
+
     async def call(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Any:
         """Return the value; a plain hit is served without entering a flow. `skip` arguments are not in the key."""
-        runtime, bound, signature = self._runtime, self._bound, self.signature
-        if runtime.bypassed():
-            return await load(*args, **kwargs)
-        if bound is None or bound.driver is not runtime.active:
-            bound = self.bind()
-        if kwargs or skip or len(args) != signature.direct:
-            key = bound.render(signature.values(args[skip:], kwargs))
-        else:
-            key = bound.render(args)
-        answer: bytes | Answer | NodeError
-        try:
-            answer = await bound.read(key)
-        except NodeError as error:
-            answer = error
-        if type(answer) is bytes:
-            try:
-                value = bound.decode(bound.flags, answer)
-            except DecodeError:  # the flow drops it by its token and loads
-                return (await self._run(bound, key, lambda: load(*args, **kwargs), look_up)).value
-            self.stats.hits += 1
-            return value
-        found: Any = answer
-        return (await self._run(bound, key, lambda: load(*args, **kwargs), lambda task: fetch(task, found))).value
+        return await self._serve(load, skip, args, kwargs)
+
+    def served(self, load: Loader, skip: int) -> Callable[..., Any]:
+        """Return `call` as a coroutine function of its arguments alone."""
+        serve = self._serve
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await serve(load, skip, args, kwargs)
+
+        return call
 
     async def lookup(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Entry:
         """Return the value with its provenance."""
@@ -89,6 +82,16 @@ class AsyncCachedCore(FunctionCore):
         steps = gather([*found.flows, *found.lost], look_up, at_once=LOADS_AT_ONCE)
         values = found.merge(await bound.driver.run_many(steps) if found.flows or found.lost else ())
         return self.named(values, keys)
+
+    def _shortcut(self) -> tuple[Bound, Renderer, Callable[[bytes], Any]]:
+        bound = self.bind()
+        return bound, self.template.renderer(bound.driver.store.namespace, self.name), self.codec.load
+
+    async def _unplain(self, bound: Bound, load: Loader, args: Args, kwargs: Kwargs, key: bytes, found: Any) -> Any:
+        """Return the value of a call that was no plain hit; `found` is the answer, or bytes that were no value."""
+        # Those the flow looks up anew: it drops the item by its token and loads.
+        flow = look_up if type(found) is bytes else lambda task: fetch(task, found)
+        return (await self._run(bound, key, lambda: load(*args, **kwargs), flow)).value
 
     async def _run(self, bound: Bound, key: bytes, load: Callable[[], Any], flow: Callable[[Task], Flow]) -> Entry:
         task = self.task(bound, key, load)

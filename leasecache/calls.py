@@ -24,6 +24,10 @@ class CachedCore(FunctionCore):
             self._runtime, self._shortcut, self.signature.values, self.signature.direct, self.stats, self._unplain
         )
 
+    def served(self, load: Loader, skip: int) -> Callable[..., Any]:
+        """Return `call` as a function of its arguments alone."""
+        return self.call.of(load, skip)
+
     def lookup(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Entry:
         """Return the value with its provenance."""
         if self._runtime.bypassed():

@@ -11,7 +11,6 @@ from typing import Any
 
 import wrapt
 
-from leasecache._accel import Call
 from leasecache.acalls import AsyncCachedCore
 from leasecache.amany import AsyncCachedManyCore
 from leasecache.calls import CachedCore
@@ -143,7 +142,7 @@ class _Wrapper(wrapt.FunctionWrapper[..., Any]):
         super().__init__(fn, _unused)
         self._self_core = core
         self._self_skip = 1 if core.signature.is_method and not isinstance(fn, (classmethod, staticmethod)) else 0
-        self.__call__ = _served(core.call, fn, self._self_skip)
+        self.__call__ = _served(core, fn, self._self_skip)
 
     def __reduce_ex__(self, protocol: Any) -> str:
         return self.__wrapped__.__qualname__
@@ -167,8 +166,10 @@ def _attribute(module: str, path: str) -> Any:
     return attrgetter(path)(importlib.import_module(module))
 
 
-def _served(call: Any, fn: Callable[..., Any], skip: int) -> Callable[..., Any]:
-    return call.of(fn, skip) if isinstance(call, Call) else lambda *args, **kwargs: call(fn, skip, args, kwargs)
+def _served(core: Any, fn: Callable[..., Any], skip: int) -> Callable[..., Any]:
+    if isinstance(core, (CachedCore, AsyncCachedCore)):
+        return core.served(fn, skip)
+    return lambda *args, **kwargs: core.call(fn, skip, args, kwargs)
 
 
 def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
