@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
@@ -32,7 +33,7 @@ class Announcing(Protocol):
     def commit_message(self, *args: Any, **kwargs: Any) -> CommitMessage: ...
 
 
-class Registry(Generic[D]):
+class Registry(ABC, Generic[D]):
     """The functions of one cache and the store that they use now."""
 
     _asynchronous: bool
@@ -101,21 +102,21 @@ class Registry(Generic[D]):
         """Raise ConfigError, naming the function, when no daemon hears commit messages."""
         if not (self._heard or self._overriding):  # a test of what sends messages needs no daemon
             raise ConfigError(
-                f"{name}: with guard='none' no daemon hears commit messages; "
-                "configure guard='daemon' and run `leasecache daemon`, or call invalidate() after the commit"
+                f"{name}: with guard='none' no daemon hears commit messages, nobody listens; "
+                "call invalidate() after the commit"
             )
 
     def announce(self, conn: Any, message: CommitMessage) -> Any:
         """Run a commit message; awaited in an `AsyncCache`."""
         return asend(conn, message) if self._asynchronous else send(conn, message)
 
+    @abstractmethod
     def _open(self, url: str) -> D:
         """Return a driver of the store at `url`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _retire(self, driver: D) -> None:
         """Close a driver that is used no more."""
-        raise NotImplementedError
 
     def _activate(self) -> None:
         self.active = self._overriding[-1] if self._overriding else self._configured
