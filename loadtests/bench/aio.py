@@ -1,6 +1,7 @@
 """Sides of hits by many asyncio tasks at once on one memcached, each task on a key of its own."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,13 +11,14 @@ from loadtests.bench.run import Run, event_loop, together
 from loadtests.bench.site import Site, host_port
 
 IDS = range(12300, 12500)  # one task each
+LoopOf = Callable[[Site], asyncio.AbstractEventLoop]
 POOL = 16  # connections, for clients that have one request on a connection at a time
 
 
-def ours(site: Site) -> Run:
+def ours(site: Site, loop_of: LoopOf = event_loop) -> Run:
     """Await a decorated coroutine function whose values are there."""
     cache = AsyncCache.from_url(f"memcached://{site.address('memcached')}?namespace=shop", guard="none")
-    load, loop = site.loader(times=len(IDS)), event_loop(site)
+    load, loop = site.loader(times=len(IDS)), loop_of(site)
 
     async def get_media(media_id: int) -> bytes:
         value: bytes = load()
@@ -27,11 +29,11 @@ def ours(site: Site) -> Run:
     return together(loop, [partial(cached, media_id) for media_id in IDS])
 
 
-def emcache(site: Site, autobatching: bool = False) -> Run:
+def emcache(site: Site, autobatching: bool = False, loop_of: LoopOf = event_loop) -> Run:
     """Await emcache's get; with autobatching it asks for the keys of many tasks in one command."""
     from emcache import MemcachedHostAddress, create_client
 
-    loop, address = event_loop(site), MemcachedHostAddress(*host_port(site.address("memcached")))
+    loop, address = loop_of(site), MemcachedHostAddress(*host_port(site.address("memcached")))
     client = loop.run_until_complete(create_client([address], max_connections=POOL, autobatching=autobatching))
     site.at_end(lambda: loop.run_until_complete(client.close()))
     keys = [b"emcache:%d" % media_id for media_id in IDS]
@@ -40,11 +42,11 @@ def emcache(site: Site, autobatching: bool = False) -> Run:
     return together(loop, [partial(client.get, key) for key in keys])
 
 
-def memcachio(site: Site) -> Run:
+def memcachio(site: Site, loop_of: LoopOf = event_loop) -> Run:
     """Await memcachio's get, which has several requests on a connection at a time."""
     from memcachio import Client
 
-    client, loop = Client(host_port(site.address("memcached")), decode_responses=False), event_loop(site)
+    client, loop = Client(host_port(site.address("memcached")), decode_responses=False), loop_of(site)
     site.at_end(client.connection_pool.close)
     keys = [f"memcachio:{media_id}" for media_id in IDS]
     for key in keys:
@@ -52,16 +54,25 @@ def memcachio(site: Site) -> Run:
     return together(loop, [partial(client.get, key) for key in keys])
 
 
-def aiomcache(site: Site) -> Run:
+def aiomcache(site: Site, loop_of: LoopOf = event_loop) -> Run:
     """Await aiomcache's get."""
     from aiomcache import Client
 
-    client, loop = Client(*host_port(site.address("memcached")), pool_size=POOL), event_loop(site)
+    client, loop = Client(*host_port(site.address("memcached")), pool_size=POOL), loop_of(site)
     site.at_end(lambda: loop.run_until_complete(client.close()))
     keys = [b"aiomcache:%d" % media_id for media_id in IDS]
     for key in keys:
         loop.run_until_complete(client.set(key, site.value, exptime=TTL))
     return together(loop, [partial(client.get, key) for key in keys])
+
+
+def uvloop(site: Site) -> asyncio.AbstractEventLoop:
+    """Return an event loop of uvloop that is closed with the site."""
+    from uvloop import new_event_loop
+
+    loop: asyncio.AbstractEventLoop = new_event_loop()
+    site.at_end(loop.close)
+    return loop
 
 
 def has_all(site: Site, answers: list[Any]) -> bool:

@@ -214,4 +214,20 @@ P7 = Row(
     per=len(aio.IDS),
 )
 
-ROWS = (P1, P1T, P1I, P2, P3, P4, P5, P6, P6K, P6S, P6R, P7)
+P7U = Row(
+    name="P7u",
+    work="the same on uvloop",
+    sides=(
+        ours(partial(aio.ours, loop_of=aio.uvloop)),
+        rival("emcache get", partial(aio.emcache, loop_of=aio.uvloop)),
+        rival("emcache get, autobatching", partial(aio.emcache, autobatching=True, loop_of=aio.uvloop)),
+        rival("memcachio get", partial(aio.memcachio, loop_of=aio.uvloop)),
+        rival("aiomcache get", partial(aio.aiomcache, loop_of=aio.uvloop)),
+    ),
+    figures=times(goals=()),
+    measure=P7.measure,
+    right=aio.has_all,
+    per=len(aio.IDS),
+)
+
+ROWS = (P1, P1T, P1I, P2, P3, P4, P5, P6, P6K, P6S, P6R, P7, P7U)
