@@ -175,7 +175,8 @@ class _Batch:
         return [run for run in self._runs.values() if isinstance(run.request, kind)]
 
     def _is_quick(self, fills: Sequence[_Run]) -> bool:
-        return not self._load_all and fills[0].task.profile.load_time.expected < QUICK
+        """Tell whether the loads that follow in this thread take no time; those of tasks may wait for these fills."""
+        return self._at_once == 1 and not self._load_all and fills[0].task.profile.load_time.expected < QUICK
 
     def _give_back(self) -> None:
         """Let go of the leases whose loads cannot begin in time to be sure of storing."""

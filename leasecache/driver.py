@@ -26,7 +26,7 @@ class Driver:
 
     def __init__(self, store: Store, background: Executor) -> None:
         self.store = store
-        self.local = Local()
+        self.local = Local(in_threads=True)
         self._poller = Poller(store)
         self._background = background
         self._perform: dict[type[Any], Callable[[Any, Task], Any]] = {
@@ -82,15 +82,12 @@ class Driver:
 
     @staticmethod
     def _load(request: Load, task: Task) -> Any:
-        try:
-            return task.load()
-        except StopIteration as error:  # a generator cannot raise it (PEP 479)
-            raise _Stopped(error) from None
+        return _loaded(task.load)
 
     def _perform_step(self, step: Step, load_many: LoadMany | None) -> Any:
         if isinstance(step, LoadAll):
             assert load_many is not None
-            return load_many(step.tasks)
+            return _loaded(load_many, step.tasks)
         if isinstance(step, FirstOf):
             return self._first_of(step)
         return self._together(step, load_many)
@@ -143,11 +140,18 @@ class Driver:
 
 
 class _Stopped(Exception):
-    """Carries a loader's StopIteration through the flow's generator."""
+    """Carries what a loader has raised through the flow's generator, to which it would mean something else."""
 
-    def __init__(self, error: StopIteration) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error = error
+
+
+def _loaded(load: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return load(*args)
+    except (StopIteration, GeneratorExit) as error:  # a generator cannot raise the one (PEP 479), and ends at the other
+        raise _Stopped(error) from None
 
 
 def _outcome(found: Any) -> Any:

@@ -79,6 +79,10 @@ def load_unleased(task: Task) -> Flow:
     """Load without storing, one caller per key and process at a time; the value serves those who began before it."""
     while True:
         flight, running, leads = task.local.permits.enter(task.key)
+        if running is not None and task.local.is_own(running):
+            if leads:
+                task.local.permits.leave(task.key, flight, None)
+            return (yield from _load_within(task))
         if leads:
             return (yield from _lead(task, flight, running))
         landed = yield Join(flight, task.last_until)
@@ -102,6 +106,12 @@ def _lead(task: Task, flight: Flight, running: Flight | None) -> Flow:
         return Entry(value, "uncached", None)
     finally:
         task.local.permits.leave(task.key, flight, landed)
+
+
+def _load_within(task: Task) -> Flow:
+    """Load for a loader that asks for its own key, or for one that its batch has yet to load."""
+    task.profile.stats.unleased += 1
+    return Entry((yield from _run_loader(task)), "uncached", None)
 
 
 def _count(task: Task, answer: Answer | NodeError) -> None:
@@ -165,6 +175,8 @@ def _lost(task: Task, answer: Stale | Wait) -> Reading:
     flight, mine = task.local.flights.join_or_begin(task.key, answer.token)
     if mine:
         return (yield from _poll(task, flight, answer))
+    if task.local.is_own(flight):
+        return (yield from _load_within(task))
     began = time.monotonic()
     landed = yield Join(flight, task.wait_until)
     task.profile.stats.waited.observe(time.monotonic() - began)

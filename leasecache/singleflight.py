@@ -27,10 +27,11 @@ class Landed:
 class Flight:
     """One load, or one poll for somebody else's, that other callers of this process wait for."""
 
-    __slots__ = ("__weakref__", "_done", "_listeners", "_lock", "landed", "token")
+    __slots__ = ("__weakref__", "_done", "_listeners", "_lock", "landed", "thread", "token")
 
     def __init__(self, token: Token | None) -> None:
         self.token = token
+        self.thread = threading.get_ident()
         self.landed: Landed | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()

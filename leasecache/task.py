@@ -1,5 +1,6 @@
 """One call of one cached function, and the requests by which its flow asks a driver for what may have to wait."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,10 +39,15 @@ class Profile:
 class Local:
     """What the callers of this process know of each other, for one store: the tokens of two stores can be alike."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_threads: bool = False) -> None:
+        self._in_threads = in_threads  # a call is one thread's; else a thread runs many, as tasks
         self.flights = Flights()
         self.permits = Permits()
         self.holders = Holders()
+
+    def is_own(self, flight: Flight) -> bool:
+        """Tell whether a call of this thread leads the flight: its loader is what asks, and must not wait for it."""
+        return self._in_threads and flight.thread == threading.get_ident()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
