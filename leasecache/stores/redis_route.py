@@ -53,7 +53,7 @@ class Slots:
         self._seeds = tuple(seeds)
         self.primaries: frozenset[str] = frozenset()  # the nodes that own slots
         self._owners: list[str | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        self._surveyed = -SURVEY_EVERY  # on the monotonic clock
+        self._surveyed = self._failed = -SURVEY_EVERY  # when a survey began, when one got no answer; monotonic s
 
     def owner(self, key: bytes) -> str | None:
         """Return the name of the node that owns the key's slot, None when we do not know any."""
@@ -65,9 +65,12 @@ class Slots:
         self.primaries |= {node}
 
     def survey(self, avoid: Container[str] = ()) -> Route[None]:
-        """Ask one node after the other until one tells the topology, `avoid` last; unless that was just done."""
+        """Ask one node after the other until one tells the topology, `avoid` last; unless that was just done.
+
+        Whoever comes while the first survey runs makes one, too: without any topology there is nowhere to go.
+        """
         now = time.monotonic()
-        if now - self._surveyed < SURVEY_EVERY:
+        if now - (self._surveyed if self.primaries else self._failed) < SURVEY_EVERY:
             return
         self._surveyed = now
         for node in sorted({*self.primaries, *self._seeds}, key=lambda node: node in avoid):
@@ -75,6 +78,7 @@ class Slots:
             if not isinstance(found, NodeError):
                 self._take(found, node)
                 return
+        self._failed = time.monotonic()
 
     def _take(self, ranges: Ranges, node: str) -> None:
         owners: list[str | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
