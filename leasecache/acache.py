@@ -10,11 +10,10 @@ from leasecache.amany import AsyncCachedManyCore
 from leasecache.cache import Bindable
 from leasecache.codecs import RAW_FLAGS
 from leasecache.config import open_async_store
-from leasecache.keys import check_key
 from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.metrics import Stats, snapshot
 from leasecache.policy import Policy, PolicyFields
-from leasecache.registry import Registry, check_lease, check_value, chosen
+from leasecache.registry import Registry, check_fill, check_invalidation, check_lease, chosen
 from leasecache.rules import Row
 from leasecache.surface import AsyncCachedFunction, AsyncCachedManyFunction
 
@@ -114,7 +113,7 @@ class AsyncCache(Registry[AsyncDriver]):
 
     async def lease_set(self, lease: Lease, value: bytes, ttl: float) -> Stored | Refused:
         """Store `value` for `ttl` s under a lease that is still good. Raises NodeError."""
-        check_value(value)
+        check_fill(lease, value, ttl)
         return await self.driver().store.lease_set(lease, RAW_FLAGS, value, ttl)
 
     async def release(self, lease: Lease) -> None:
@@ -126,8 +125,7 @@ class AsyncCache(Registry[AsyncDriver]):
 
         Raises NodeError when a node did not acknowledge; repeating is safe.
         """
-        for key in keys:
-            check_key(key)
+        check_invalidation(keys, stale_for)
         await self.driver().store.invalidate(keys, stale_for)
 
     async def aclose(self) -> None:

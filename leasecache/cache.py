@@ -8,12 +8,11 @@ from leasecache.calls import CachedCore
 from leasecache.codecs import RAW_FLAGS
 from leasecache.config import open_store
 from leasecache.driver import Driver
-from leasecache.keys import check_key
 from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.many import CachedManyCore
 from leasecache.metrics import Stats, snapshot
 from leasecache.policy import Policy, PolicyFields
-from leasecache.registry import Registry, check_lease, check_value, chosen
+from leasecache.registry import Registry, check_fill, check_invalidation, check_lease, chosen
 from leasecache.rules import Row
 from leasecache.surface import CachedFunction, CachedManyFunction
 
@@ -124,7 +123,7 @@ class Cache(Registry[Driver]):
 
     def lease_set(self, lease: Lease, value: bytes, ttl: float) -> Stored | Refused:
         """Store `value` for `ttl` s under a lease that is still good. Raises NodeError."""
-        check_value(value)
+        check_fill(lease, value, ttl)
         return self.driver().store.lease_set(lease, RAW_FLAGS, value, ttl)
 
     def release(self, lease: Lease) -> None:
@@ -136,8 +135,7 @@ class Cache(Registry[Driver]):
 
         Raises NodeError when a node did not acknowledge; repeating is safe.
         """
-        for key in keys:
-            check_key(key)
+        check_invalidation(keys, stale_for)
         self.driver().store.invalidate(keys, stale_for)
 
     def close(self) -> None:

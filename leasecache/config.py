@@ -105,6 +105,8 @@ class CacheUrl:
 
 def parse_url(url: str) -> CacheUrl:
     """Parse a cache URL. Raises ConfigError naming the fault and the fix."""
+    if not isinstance(url, str):  # an environment variable that is not set
+        raise ConfigError(f"a cache URL is text such as 'memcached://host:port', not {url!r}")
     scheme, _, rest = url.partition("://")  # not urlsplit, which refuses an IPv6 address behind another node
     url = _PASSWORD.sub(r"\1***@", url)  # what errors show
     if scheme not in _OPTIONS or "://" not in url:

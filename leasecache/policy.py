@@ -29,19 +29,17 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Refuse values that could not be honoured. Raises DefinitionError naming the field and the range."""
-        self._require("ttl", _at_least(self.ttl, 1), "at least 1 s")
-        in_range = _at_least(self.lease_for, 1) and self.lease_for <= LEASE_MOST
+        self._require("ttl", at_least(self.ttl, 1), "at least 1 s")
+        in_range = at_least(self.lease_for, 1) and self.lease_for <= LEASE_MOST
         self._require("lease_for", in_range, f"from 1 s to {LEASE_MOST} s")
         for name in ("stale_for", "refresh_ahead", "wait_for"):
-            self._require(name, _at_least(getattr(self, name), 0), "0 or more s")
+            self._require(name, at_least(getattr(self, name), 0), "0 or more s")
         in_range = self.refresh_ahead < self.ttl and self.refresh_ahead <= LEASE_MOST
         self._require("refresh_ahead", in_range, f"less than ttl and at most {LEASE_MOST} s")
         self._require("on_wait_timeout", self.on_wait_timeout in get_args(OnWaitTimeout), "'load', 'stale' or 'raise'")
-        self._require("negative_ttl", self.negative_ttl is None or _at_least(self.negative_ttl, 1), "at least 1 s")
-        self._require("jitter", _at_least(self.jitter, 0) and self.jitter < 1, "from 0 to below 1")
-        self._require(
-            "compress_over", self.compress_over is None or _at_least(self.compress_over, 0), "0 or more bytes"
-        )
+        self._require("negative_ttl", self.negative_ttl is None or at_least(self.negative_ttl, 1), "at least 1 s")
+        self._require("jitter", at_least(self.jitter, 0) and self.jitter < 1, "from 0 to below 1")
+        self._require("compress_over", self.compress_over is None or at_least(self.compress_over, 0), "0 or more bytes")
         self._require("version", isinstance(self.version, int), "an int")
 
     def ttl_of(self, is_none: bool) -> float:
@@ -69,5 +67,6 @@ class PolicyFields(TypedDict, total=False):
     version: int
 
 
-def _at_least(value: object, least: float) -> bool:
+def at_least(value: object, least: float) -> bool:
+    """Tell whether `value` is a finite number, and not less than `least`."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= least

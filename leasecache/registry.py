@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,8 +14,9 @@ from leasecache.decorator import decorate, plain
 from leasecache.errors import ConfigError, DefinitionError
 from leasecache.function import AnyDriver, FunctionCore, Loader
 from leasecache.keys import check_key
+from leasecache.lease import Lease
 from leasecache.messages import CommitMessage
-from leasecache.policy import LEASE_MOST, Policy
+from leasecache.policy import LEASE_MOST, Policy, at_least
 from leasecache.rules import Row, RuleSet
 from leasecache.signature import BatchSignature, KeySignature
 from leasecache.transaction import asend, send
@@ -197,6 +198,8 @@ def chosen(policy: Policy | None, fields: Mapping[str, Any]) -> Policy:
     if policy is not None:
         if fields:
             raise DefinitionError(f"give either policy=… or its fields, not both ({', '.join(fields)})")
+        if not isinstance(policy, Policy):
+            raise DefinitionError(f"policy must be a Policy(ttl=…), not {policy!r}")
         return policy
     try:
         return Policy(**fields)
@@ -207,14 +210,26 @@ def chosen(policy: Policy | None, fields: Mapping[str, Any]) -> Policy:
         raise DefinitionError(f"cached(): {str(error).replace('Policy.__init__() ', '')}; fields are {known}") from None
 
 
-def check_lease(key: object, lease_for: float) -> None:
+def check_lease(key: object, lease_for: object) -> None:
     """Refuse a key or a duration that no node could take. Raises ValueError, TypeError or ConfigError."""
     check_key(key)
-    if not 1 <= lease_for <= LEASE_MOST:
+    if not (at_least(lease_for, 1) and lease_for <= LEASE_MOST):  # type: ignore[operator]
         raise ConfigError(f"lease_for={lease_for!r} must be from 1 s to {LEASE_MOST} s")
 
 
-def check_value(value: object) -> None:
-    """Refuse what is not bytes."""
+def check_fill(lease: object, value: object, ttl: object) -> None:
+    """Refuse what could not be stored as it was meant. Raises TypeError or ConfigError."""
+    if not isinstance(lease, Lease):
+        raise TypeError(f"a lease is what lease_get has returned, not {type(lease).__name__}")
     if not isinstance(value, bytes):
         raise TypeError(f"a value is bytes, not {type(value).__name__}")
+    if not at_least(ttl, 1):
+        raise ConfigError(f"ttl={ttl!r} must be at least 1 s")
+
+
+def check_invalidation(keys: Iterable[object], stale_for: object) -> None:
+    """Refuse keys or a duration that no node could take. Raises ValueError, TypeError or ConfigError."""
+    for key in keys:
+        check_key(key)
+    if not at_least(stale_for, 0):
+        raise ConfigError(f"stale_for={stale_for!r} must be 0 or more s")

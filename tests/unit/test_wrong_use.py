@@ -1,0 +1,60 @@
+"""What an application gets that uses the cache wrongly: one line that names the fault and the fix."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from leasecache import Cache, ConfigError, DefinitionError
+from tests.facade import BlockingCache
+
+KEY = b"key"
+
+
+@pytest.fixture(params=[Cache.from_url, BlockingCache])
+def cache(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A cache in memory, synchronous and asyncio."""
+    with request.param("memory://") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("ttl", [0, -1, 0.5, math.nan, math.inf, "5", None, True])
+def test_low_level_ttl_is_at_least_a_second(cache: Any, ttl: Any) -> None:
+    """A number that would be stored as another one is refused; guard: `check_fill`."""
+    lease = cache.lease_get(KEY)
+    with pytest.raises(ConfigError, match=r"^ttl=.* must be at least 1 s$"):
+        cache.lease_set(lease, b"value", ttl)
+
+
+@pytest.mark.parametrize("stale_for", [-1, math.nan, math.inf, "5", None])
+def test_low_level_stale_for_is_a_number_of_seconds(cache: Any, stale_for: Any) -> None:
+    """What would be dropped, or fail on one kind of server alone, is refused; guard: `check_invalidation`."""
+    with pytest.raises(ConfigError, match=r"^stale_for=.* must be 0 or more s$"):
+        cache.invalidate(KEY, stale_for=stale_for)
+
+
+@pytest.mark.parametrize("lease_for", [0, math.nan, "5", None, 10**9])
+def test_low_level_lease_for_is_in_range(cache: Any, lease_for: Any) -> None:
+    """Guard: `check_lease`."""
+    with pytest.raises(ConfigError, match=r"^lease_for=.* must be from 1 s to 2592000 s$"):
+        cache.lease_get(KEY, lease_for=lease_for)
+
+
+def test_low_level_lease_is_what_lease_get_has_returned(cache: Any) -> None:
+    """A Wait in the place of a lease is refused; guard: `check_fill`."""
+    cache.lease_get(KEY)
+    with pytest.raises(TypeError, match=r"^a lease is what lease_get has returned, not Wait$"):
+        cache.lease_set(cache.lease_get(KEY), b"value", 60)
+
+
+def test_url_that_is_not_set() -> None:
+    """An environment variable without a value is the usual reason; guard: the type check in `parse_url`."""
+    with pytest.raises(ConfigError, match=r"^a cache URL is text such as 'memcached://host:port', not None$"):
+        Cache.from_url(None)  # type: ignore[arg-type]
+
+
+def test_policy_that_is_none(cache: Any) -> None:
+    """A dict of the fields is no Policy; guard: the type check in `chosen`."""
+    with pytest.raises(DefinitionError, match=r"^policy must be a Policy\(ttl=…\), not \{'ttl': 5\}$"):
+        cache.cached("item:{n}", policy={"ttl": 5})
