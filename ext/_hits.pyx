@@ -537,7 +537,7 @@ cdef class AsyncCall:
     def __init__(self, runtime, bind, values, Py_ssize_t direct, Tally stats not None, otherwise):
         self._call = Call(runtime, bind, values, direct, stats, otherwise)
 
-    def __call__(self, load, Py_ssize_t skip, tuple args not None, dict kwargs not None):
+    def serve(self, load, Py_ssize_t skip, tuple args not None, dict kwargs not None):
         """Return an awaitable of the value; the first `skip` arguments are not in the key."""
         cdef Call call = self._call
         cdef _Route route
@@ -558,7 +558,6 @@ cdef class AsyncCall:
         serving._load = load
         serving._args = args
         serving._kwargs = kwargs
-        serving._key = key
         return serving
 
     cdef _Promise _ask(self, object read, bytes key):
@@ -595,7 +594,6 @@ cdef class _Serving:
     cdef object _load
     cdef tuple _args
     cdef dict _kwargs
-    cdef bytes _key
 
     def __await__(self):
         return self
@@ -632,10 +630,10 @@ cdef class _Serving:
         elif promise.state == CANCELLED:
             return promise.taken()  # raises
         if promise.state == FAILED and promise.mux.died:  # over another connection it may be answered
-            going_on = self._of._served(self._route, self._load, self._args, self._kwargs, self._key)
+            going_on = self._of._served(self._route, self._load, self._args, self._kwargs, promise.context)
         else:
             going_on = self._of._call._otherwise(
-                self._route.bound, self._load, self._args, self._kwargs, self._key, found
+                self._route.bound, self._load, self._args, self._kwargs, promise.context, found
             )
         self._inner = going_on.__await__()
         return leasecache_go_on(self._inner, None, yielded)

@@ -49,7 +49,9 @@ cdef class _Promise:
     """A request on its way: what a task waits for, as it would for a future.
 
     A task of asyncio waits for whatever has `_asyncio_future_blocking` (Lib/asyncio/tasks.py: `__step`). A future of
-    asyncio takes a handle of the event loop to go on; of these, all that are settled together take one.
+    asyncio takes a handle of the event loop to go on; of these, all that are settled together take one. What a task is
+    called back with tells it whether there is an error. It is `_Mux._go`, always, and the task meets what there is when
+    it goes on.
     """
 
     def __iter__(self):
@@ -63,19 +65,18 @@ cdef class _Promise:
         self._asyncio_future_blocking = True
         return self
 
+    @cython.binding(False)
     def get_loop(self):
         """Return the event loop whose tasks may wait."""
         return self.mux.loop
 
+    @cython.binding(False)
     def add_done_callback(self, callback, *, context=None):
         """Call back once, in the task's context."""
         self.callback = callback
         self.caller = PyContext_CopyCurrent() if context is None else context
         if self.state != WAITING:
             self.mux._settle(self, self.state, self.outcome)
-
-    def result(self):
-        """Tell the task that it may go on: it meets what there is when it does."""
 
     def cancel(self, msg=None):
         """Let the task go on with CancelledError; False when there is an answer already."""
@@ -131,7 +132,7 @@ cdef class Pending:
         except BaseException:
             self._promise.abandon()
             raise
-        return (yield from self._retry(self._promise.context[0]).__await__())
+        return (yield from self._retry(self._promise.context).__await__())
 
     def discard(self):
         """Leave the result to the owner: nobody waits for it."""
@@ -167,6 +168,8 @@ cdef class _Mux:
         self._queue = []
         self._waiters = []
         self._settled = []
+        self._go = self.loop.create_future()
+        self._go.set_result(None)
         self._renew(FIRST_BUFFER)
 
     def __dealloc__(self):
@@ -301,7 +304,7 @@ cdef class _Mux:
                 callback, promise.callback = promise.callback, None
                 PyContext_Enter(promise.caller)
                 try:
-                    callback(promise)
+                    callback(self._go)
                 finally:
                     PyContext_Exit(promise.caller)
         finally:
@@ -419,8 +422,9 @@ cdef class _Mux:
             return self._give(promise, reply.value)
         else:
             promise.replies = [reply]
+        context = promise.context if promise.flags == ANY_FLAGS else (promise.context,)
         try:
-            result = promise.read(promise.replies, promise.epoch, self.born, promise.context)
+            result = promise.read(promise.replies, promise.epoch, self.born, context)
         except ProtocolError:  # not an answer to this command: what follows may be another's
             raise
         except NodeError as error:
@@ -514,7 +518,7 @@ cdef class MuxReader:
         mux = <_Mux?>found
         if not mux.open or mux._out_size >= QUEUE_LIMIT:
             return None
-        promise = _promise(mux, 1, self._read, (key,), self._flags)
+        promise = _promise(mux, 1, self._read, key, self._flags)
         mux._put(PyBytes_AS_STRING(self._head), PyBytes_GET_SIZE(self._head))
         mux._put(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         mux._put(PyBytes_AS_STRING(self._middle), PyBytes_GET_SIZE(self._middle))

@@ -131,7 +131,7 @@ class AsyncCall:
         stats: Tally,
         otherwise: Callable[..., Awaitable[Any]],
     ) -> None: ...
-    def __call__(
+    def serve(
         self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Awaitable[Any]:
         """Return an awaitable of the value; the first `skip` arguments are not in the key."""

@@ -314,7 +314,7 @@ class AsyncCall:
         """Take what `Call` takes; what `bind` gives reads in awaitables, and `otherwise` is a coroutine function."""
         self._call = Call(runtime, bind, values, direct, stats, otherwise)
 
-    async def __call__(self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def serve(self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the value; the first `skip` arguments are not in the key."""
         call = self._call
         if call._runtime.bypassed():

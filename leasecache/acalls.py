@@ -24,7 +24,7 @@ class AsyncCachedCore(FunctionCore):
         super().__init__(*args, **kwargs)
         self._serve = AsyncCall(
             self._runtime, self._shortcut, self.signature.values, self.signature.direct, self.stats, self._unplain
-        )
+        ).serve
 
     async def call(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Any:
         """Return the value; a plain hit is served without entering a flow. `skip` arguments are not in the key."""

@@ -12,7 +12,8 @@ cdef class _Promise:
     cdef public bint _asyncio_future_blocking
     cdef State state
     cdef object outcome
-    cdef object read, context, callback, caller
+    cdef object read, context  # of a reader: its key
+    cdef object callback, caller
     cdef _Mux mux
     cdef list replies
     cdef Py_ssize_t count
@@ -34,6 +35,7 @@ cdef class _Mux:
     cdef list _queue  # of _Promise; those before `_first` have been answered
     cdef Py_ssize_t _first
     cdef list _waiters
+    cdef object _go  # a future that is done: an exact one is what a task looks at fastest
     cdef list _settled  # of _Promise: their tasks are to go on
     cdef bint _flushing, _paused, _served, _resuming
     cdef char *_out

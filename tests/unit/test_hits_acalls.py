@@ -39,7 +39,7 @@ class Function:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         async def call() -> Any:
-            return await self.call(self._load, 0, args, kwargs)
+            return await self.call.serve(self._load, 0, args, kwargs)
 
         return call()
 
