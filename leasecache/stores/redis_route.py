@@ -21,6 +21,7 @@ from leasecache.stores.redis_leases import Exchange, Replies, Reply
 
 ROUNDS = 5  # in which commands are sent, some of them on to another node
 SURVEY_EVERY = 0.5  # s: a topology that is no older is not asked for again
+SURVEYS = 16  # at once, each with a connection to itself
 
 N = TypeVar("N")
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Slots:
         self.primaries: frozenset[str] = frozenset()  # the nodes that own slots
         self._owners: list[str | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._surveyed = self._failed = -SURVEY_EVERY  # when a survey began, when one got no answer; monotonic s
+        self._running = 0  # surveys
 
     def owner(self, key: bytes) -> str | None:
         """Return the name of the node that owns the key's slot, None when we do not know any."""
@@ -70,15 +72,20 @@ class Slots:
         Whoever comes while the first survey runs makes one, too: without any topology there is nowhere to go.
         """
         now = time.monotonic()
-        if now - (self._surveyed if self.primaries else self._failed) < SURVEY_EVERY:
+        enough = self.primaries or self._running >= SURVEYS
+        if now - (self._surveyed if enough else self._failed) < SURVEY_EVERY:
             return
         self._surveyed = now
-        for node in sorted({*self.primaries, *self._seeds}, key=lambda node: node in avoid):
-            [found] = yield [Survey(node)]
-            if not isinstance(found, NodeError):
-                self._take(found, node)
-                return
-        self._failed = time.monotonic()
+        self._running += 1
+        try:
+            for node in sorted({*self.primaries, *self._seeds}, key=lambda node: node in avoid):
+                [found] = yield [Survey(node)]
+                if not isinstance(found, NodeError):
+                    self._take(found, node)
+                    return
+            self._failed = time.monotonic()
+        finally:
+            self._running -= 1
 
     def _take(self, ranges: Ranges, node: str) -> None:
         owners: list[str | None] = [None] * REDIS_CLUSTER_HASH_SLOTS

@@ -4,7 +4,7 @@ from typing import Any
 
 from leasecache.errors import NodeError
 from leasecache.stores.redis_leases import Exchange, Reply
-from leasecache.stores.redis_route import Hop, Slots, Survey, route
+from leasecache.stores.redis_route import SURVEYS, Hop, Slots, Survey, route
 from leasecache.stores.redis_wire import Command
 
 SEED = "seed:6379"
@@ -40,6 +40,17 @@ def test_callers_who_come_during_the_first_survey_make_their_own() -> None:
         assert ended(journey, [reply]) == reply
     [hop] = next(route(ASKED, slots))
     arrived(hop)
+
+
+def test_first_surveys_do_not_exhaust_connections() -> None:
+    """Each has a connection to itself, so a crowd makes SURVEYS of them at once; guard: the count in `Slots.survey`."""
+    slots = Slots([SEED])
+    journeys = [route(ASKED, slots) for _ in range(SURVEYS + 1)]
+    asked = [list(next(journey)) for journey in journeys]
+    assert asked == [[Survey(SEED)]] * SURVEYS + [[]]
+    for journey in journeys[:SURVEYS]:
+        journey.close()
+    assert list(next(route(ASKED, slots))) == [Survey(SEED)]
 
 
 def test_a_survey_that_nobody_answered_is_not_repeated_at_once() -> None:
