@@ -435,16 +435,24 @@ cdef class Call:
         None when an argument does not have the key's parameters in order.
         """
         cdef _Route route = self._routed()
-        cdef list keys, answers
-        cdef list rest = []
-        cdef dict found = {}
-        cdef object argument, answer, value
-        cdef Py_ssize_t i
+        cdef list keys
+        if not self._are_direct(arguments):
+            return None
+        keys = route.renderer.from_many(arguments)
+        return self._sorted(route, arguments, keys, list(route.bound.read_many(keys)))
+
+    cdef bint _are_direct(self, list arguments) except -1:
+        cdef object argument
         for argument in arguments:
             if (len(<tuple>argument) if isinstance(argument, tuple) else 1) != self._direct:
-                return None
-        keys = route.renderer.from_many(arguments)
-        answers = list(route.bound.read_many(keys))
+                return False
+        return True
+
+    cdef tuple _sorted(self, _Route route, list arguments, list keys, list answers):
+        cdef list rest = []
+        cdef dict found = {}
+        cdef object answer, value
+        cdef Py_ssize_t i
         if len(answers) != len(keys):
             raise ValueError("as many answers as keys")
         for i in range(len(keys)):
@@ -559,6 +567,18 @@ cdef class AsyncCall:
         serving._args = args
         serving._kwargs = kwargs
         return serving
+
+    async def many(self, list arguments not None):
+        """Return (bound, {argument: value} of the plain hits, (argument, key, answer) of the others).
+
+        None when an argument does not have the key's parameters in order.
+        """
+        cdef _Route route = self._call._routed()
+        cdef list keys
+        if not self._call._are_direct(arguments):
+            return None
+        keys = route.renderer.from_many(arguments)
+        return self._call._sorted(route, arguments, keys, list(await route.bound.read_many(keys)))
 
     cdef _Promise _ask(self, object read, bytes key):
         """Send a request if a connection is open; None when something else has to be done first."""

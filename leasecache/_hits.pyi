@@ -1,6 +1,6 @@
 """Compiled twin of `leasecache._pure_hits`: the short way of a plain hit."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -135,3 +135,8 @@ class AsyncCall:
         self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Awaitable[Any]:
         """Return an awaitable of the value; the first `skip` arguments are not in the key."""
+
+    def many(
+        self, arguments: list[Any]
+    ) -> Coroutine[Any, Any, tuple[Any, dict[Any, Any], list[tuple[Any, bytes, Any]]] | None]:
+        """Return (bound, {argument: value} of the plain hits, (argument, key, answer) of the others)."""

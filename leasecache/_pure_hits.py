@@ -269,12 +269,25 @@ class Call:
         None when an argument does not have the key's parameters in order.
         """
         bound, renderer, decode = self._routed()
-        if any((len(a) if isinstance(a, tuple) else 1) != self._direct for a in arguments):
+        if not self._are_direct(arguments):
             return None
         keys = renderer.from_many(arguments)
+        return self._sorted(bound, decode, arguments, keys, bound.read_many(keys))
+
+    def _are_direct(self, arguments: list[Any]) -> bool:
+        return all((len(a) if isinstance(a, tuple) else 1) == self._direct for a in arguments)
+
+    def _sorted(
+        self,
+        bound: Any,
+        decode: Callable[[bytes], Any],
+        arguments: list[Any],
+        keys: list[bytes],
+        answers: Sequence[Any],
+    ) -> tuple[Any, dict[Any, Any], list[tuple[Any, bytes, Any]]]:
         found: dict[Any, Any] = {}
         rest = []
-        for argument, key, answer in zip(arguments, keys, bound.read_many(keys), strict=True):
+        for argument, key, answer in zip(arguments, keys, answers, strict=True):
             try:
                 if type(answer) is bytes:
                     found[argument] = decode(answer)
@@ -331,3 +344,15 @@ class AsyncCall:
                 call._stats.hits += 1
                 return value
         return await call._otherwise(bound, load, args, kwargs, key, found)
+
+    async def many(self, arguments: list[Any]) -> tuple[Any, dict[Any, Any], list[tuple[Any, bytes, Any]]] | None:
+        """Return (bound, {argument: value} of the plain hits, (argument, key, answer) of the others).
+
+        None when an argument does not have the key's parameters in order.
+        """
+        call = self._call
+        bound, renderer, decode = call._routed()
+        if not call._are_direct(arguments):
+            return None
+        keys = renderer.from_many(arguments)
+        return call._sorted(bound, decode, arguments, keys, await bound.read_many(keys))

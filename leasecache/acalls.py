@@ -22,21 +22,22 @@ class AsyncCachedCore(FunctionCore):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what `FunctionCore` takes."""
         super().__init__(*args, **kwargs)
-        self._serve = AsyncCall(
+        self._calls = AsyncCall(
             self._runtime, self._shortcut, self.signature.values, self.signature.direct, self.stats, self._unplain
-        ).serve
+        )
 
     async def call(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Any:
         """Return the value; a plain hit is served without entering a flow. `skip` arguments are not in the key."""
-        return await self._serve(load, skip, args, kwargs)
+        return await self._calls.serve(load, skip, args, kwargs)
 
     def served(self, load: Loader, skip: int) -> Callable[..., Any]:
         """Return `call` as a coroutine function of its arguments alone."""
-        serve = self._serve
+        serve = self._calls.serve
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             return await serve(load, skip, args, kwargs)
 
+        call.__qualname__ = self.fn.__qualname__  # so that it is this function which "was never awaited"
         return call
 
     async def lookup(self, load: Loader, skip: int, args: Args, kwargs: Kwargs) -> Entry:
@@ -72,16 +73,35 @@ class AsyncCachedCore(FunctionCore):
 
         An argument is a tuple of the key's parameters, or the only one; `others` are ignored parameters by name.
         """
-        loads = self.signature.loads(load, arguments, others)
+        asked = list(dict.fromkeys(arguments))
         if self._runtime.bypassed():
+            loads = self.signature.loads(load, asked, others)
             return {argument: await loading() for argument, (_, loading) in loads.items()}
-        bound = self.bind()
+        served = None if others else await self._calls.many(asked)
+        if served is None:
+            return await self._get_many(self.bind(), load, asked, others)
+        bound, values, rest = served
+        if not rest:
+            return values
+        loads = self.signature.loads(load, [argument for argument, _, _ in rest], others)
+        answers = {key: answer for _, key, answer in reversed(rest)}  # of two for one key, the first may have won
+        keys = {argument: key for argument, key, _ in rest}
+        tasks = {key: self.task(bound, key, loads[argument][1]) for argument, key in keys.items()}
+        loaded = await self._settle(bound, tasks, [answers[key] for key in tasks])
+        values |= self.named(loaded, keys)
+        return {argument: values[argument] for argument in asked}
+
+    async def _get_many(self, bound: Bound, load: Loader, asked: list[Any], others: Kwargs) -> dict[Any, Any]:
+        """Do the same when arguments are ignored or left to their defaults."""
+        loads = self.signature.loads(load, asked, others)
         keys = {argument: bound.render(values) for argument, (values, _) in loads.items()}
         tasks = {keys[argument]: self.task(bound, keys[argument], loading) for argument, (_, loading) in loads.items()}
-        found = self.sort(bound, tasks, await bound.read_many(list(tasks)))
+        return self.named(await self._settle(bound, tasks, await bound.read_many(list(tasks))), keys)
+
+    async def _settle(self, bound: Bound, tasks: dict[bytes, Task], answers: Iterable[Any]) -> dict[bytes, Any]:
+        found = self.sort(bound, tasks, answers)
         steps = gather([*found.flows, *found.lost], look_up, at_once=LOADS_AT_ONCE)
-        values = found.merge(await bound.driver.run_many(steps) if found.flows or found.lost else ())
-        return self.named(values, keys)
+        return found.merge(await bound.driver.run_many(steps) if found.flows or found.lost else ())
 
     def _shortcut(self) -> tuple[Bound, Renderer, Callable[[bytes], Any]]:
         bound = self.bind()

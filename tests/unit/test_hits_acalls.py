@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from leasecache import AsyncCache
 from leasecache.errors import NodeError
 from leasecache.lease import Hit, Lease
 from leasecache.metrics import FunctionStats
@@ -35,6 +36,7 @@ class Function:
         self.read: Callable[[bytes], Awaitable[Any]] = (
             twin.RingReader(twin.Ring([1, 2], [1.0, 1.0]), readers) if ring else self.line.read
         )
+        self.read_many: Any = None
         self.call = twin.AsyncCall(self, self._bind, self._values, 1, self.stats, self._otherwise)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
@@ -49,7 +51,11 @@ class Function:
 
     def _bind(self) -> tuple[Any, Any, Any]:
         renderer = self.twin.Renderer("f", (b"", b""), ("n",), (0,), (False,), (None,))
-        return SimpleNamespace(driver=self.active, read=self.read), renderer, lambda body: self.decode(body)
+        return (
+            SimpleNamespace(driver=self.active, read=self.read, read_many=self.read_many),
+            renderer,
+            lambda body: self.decode(body),
+        )
 
     def _values(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
         return (*args, *kwargs.values())
@@ -305,3 +311,40 @@ async def test_two_tasks_and_one_call(twin: Any) -> None:
         await call
     function.line.receive(hit(b"1"))
     assert await first == "1"
+
+
+@runs
+async def test_many(twin: Any) -> None:
+    """A batch gives the plain hits, and what it has found for the others; other shapes of arguments are not served."""
+    function = Function(twin)
+    answers = {b"1": b"one", b"2": "lease", b"3": b"\xff"}
+
+    async def read_many(keys: list[bytes]) -> list[Any]:
+        return [answers[key] for key in keys]
+
+    function.read_many = read_many
+    bound, values, rest = await function.call.many([1, (2,), 3])
+    assert bound.driver is function.active
+    assert values == {1: "one"}
+    assert rest == [((2,), b"2", "lease"), (3, b"3", b"\xff")]
+    assert function.stats.hits == 1
+    assert await function.call.many([1, (2, 3)]) is None
+
+
+def test_never_awaited() -> None:
+    """A call that is not awaited says which function it was of, and asks for nothing."""
+
+    async def main() -> None:
+        cache = AsyncCache.from_url("memory://")
+
+        @cache.cached("item:{n}", ttl=60)
+        async def item(n: int) -> int:
+            raise AssertionError("loaded")
+
+        assert inspect.iscoroutinefunction(item)
+        call = item(1)
+        assert inspect.iscoroutine(call)
+        with pytest.warns(RuntimeWarning, match=r"coroutine 'test_never_awaited.*\.item' was never awaited"):
+            del call
+
+    asyncio.run(main())
