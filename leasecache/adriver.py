@@ -36,7 +36,7 @@ class AsyncDriver:
             Steal: lambda request, task: _node(self.store.steal(task.key, request.token, request.lease_for)),
             Fill: lambda request, task: self._fill(request),
             Release: lambda request, task: self.release(request.lease),
-            Load: lambda request, task: task.load(),
+            Load: lambda request, task: self._load(task),
             Spawn: lambda request, task: self._spawn([(task, request.lease)], None),
             Join: lambda request, task: join(request.flight, request.until),
         }
@@ -88,6 +88,10 @@ class AsyncDriver:
             self._pollers[loop] = AsyncPoller(self.store)
         return self._pollers[loop]
 
+    async def _load(self, task: Task) -> Any:
+        with self.local.loading((task.key,)):
+            return await task.load()
+
     async def _fill(self, fill: Fill) -> Any:
         return _outcome(await _node(self.store.lease_set(*fill)))
 
@@ -96,7 +100,8 @@ class AsyncDriver:
     ) -> Any:
         if isinstance(step, LoadAll):
             assert load_many is not None
-            return await load_many(step.tasks)
+            with self.local.loading({task.key for task in step.tasks}):
+                return await load_many(step.tasks)
         if isinstance(step, FirstOf):
             return await self._first_of(step, running)
         return await self._together(step, load_many)

@@ -79,7 +79,7 @@ def load_unleased(task: Task) -> Flow:
     """Load without storing, one caller per key and process at a time; the value serves those who began before it."""
     while True:
         flight, running, leads = task.local.permits.enter(task.key)
-        if running is not None and task.local.is_own(running):
+        if running is not None and task.local.is_own(running, task.key):
             if leads:
                 task.local.permits.leave(task.key, flight, None)
             return (yield from _load_within(task))
@@ -175,7 +175,7 @@ def _lost(task: Task, answer: Stale | Wait) -> Reading:
     flight, mine = task.local.flights.join_or_begin(task.key, answer.token)
     if mine:
         return (yield from _poll(task, flight, answer))
-    if task.local.is_own(flight):
+    if task.local.is_own(flight, task.key):
         return (yield from _load_within(task))
     began = time.monotonic()
     landed = yield Join(flight, task.wait_until)

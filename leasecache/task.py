@@ -1,8 +1,10 @@
 """One call of one cached function, and the requests by which its flow asks a driver for what may have to wait."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +47,35 @@ class Local:
         self.permits = Permits()
         self.holders = Holders()
 
-    def is_own(self, flight: Flight) -> bool:
-        """Tell whether a call of this thread leads the flight: its loader is what asks, and must not wait for it."""
-        return self._in_threads and flight.thread == threading.get_ident()
+    def is_own(self, flight: Flight, key: bytes) -> bool:
+        """Tell whether the loader of the flight, which is one of `key`, is what asks: it must not wait for itself."""
+        if self._in_threads:
+            return flight.thread == threading.get_ident()
+        return any(hand.local is self and key in hand.keys for hand in _IN_HAND.get())
+
+    @contextlib.contextmanager
+    def loading(self, keys: Collection[bytes]) -> Iterator[None]:
+        """Note in this task, and in those that it starts, that `keys` are being loaded; for loaders that are tasks."""
+        hand = _Hand(self, keys)
+        token = _IN_HAND.set((*_IN_HAND.get(), hand))
+        try:
+            yield
+        finally:
+            hand.keys = ()  # tasks that outlive the load ask as any other
+            _IN_HAND.reset(token)
+
+
+class _Hand:
+    """The keys that one run of a loader is loading."""
+
+    __slots__ = ("keys", "local")
+
+    def __init__(self, local: Local, keys: Collection[bytes]) -> None:
+        self.local = local
+        self.keys = keys
+
+
+_IN_HAND: ContextVar[tuple[_Hand, ...]] = ContextVar("leasecache_in_hand", default=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

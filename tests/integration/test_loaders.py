@@ -58,6 +58,67 @@ def test_batch_loader_asks_for_what_it_is_loading(cache: Cache) -> None:
     assert get_sums([4, 3, 2]) == {4: 10, 3: 6, 2: 3}
 
 
+@pytest.mark.parametrize("url", ["memory://", "null://", "memcached://127.0.0.1:1"])
+def test_task_asks_for_its_own_key(url: str) -> None:
+    """The same in an event loop, alone, in a batch, and from a task that the loader starts; guard: `Local.loading`."""
+
+    async def body() -> None:
+        async with AsyncCache.from_url(url) as cache:
+            depth = 0
+
+            @cache.cached("own:{n}", **URGENT)
+            async def get_depth(n: int) -> int:
+                nonlocal depth
+                depth += 1
+                return depth if depth % 3 == 0 else await asyncio.create_task(get_depth(n))  # type: ignore[arg-type]
+
+            @cache.cached_many("sum:{n}", **URGENT)
+            async def get_sums(numbers: list[int]) -> dict[int, int]:
+                return {n: n + (await get_sums([n - 1]))[n - 1] if n else 0 for n in numbers}
+
+            assert await get_depth(1) == 3
+            assert await get_depth.get_many([2]) == {2: 6}
+            assert await get_sums([4, 3, 2]) == {4: 10, 3: 6, 2: 3}
+
+    asyncio.run(body())
+
+
+def test_task_that_outlives_its_load_waits_like_any_other() -> None:
+    """What a loader has started is no part of the load when that has ended; guard: `loading` empties its hand."""
+
+    async def body() -> None:
+        async with AsyncCache.from_url("memory://") as cache:
+            loads, may_ask, may_end = 0, asyncio.Event(), asyncio.Event()
+            late: list[asyncio.Task[int]] = []
+
+            async def ask_later() -> int:
+                await may_ask.wait()
+                return await get_item(1)
+
+            @cache.cached("item:{n}", ttl=60, wait_for=20)
+            async def get_item(n: int) -> int:
+                nonlocal loads
+                loads += 1
+                if loads == 1:
+                    late.append(asyncio.create_task(ask_later()))
+                else:
+                    await may_end.wait()
+                return loads
+
+            assert await get_item(1) == 1
+            await get_item.invalidate(1)
+            second = asyncio.create_task(get_item(1))  # type: ignore[arg-type]
+            while loads < 2:
+                await asyncio.sleep(0)
+            may_ask.set()
+            for _ in range(50):
+                await asyncio.sleep(0)
+            may_end.set()
+            assert (await second, await late[0], loads) == (2, 2, 2)
+
+    asyncio.run(body())
+
+
 def test_task_awaits_what_its_batch_is_loading() -> None:
     """What one load of a batch brings is stored though another, which is in need of it, still runs.
 
