@@ -15,7 +15,7 @@ from cpython.ref cimport PyObject
 
 from leasecache._hot cimport Mark, Wire, mark_flags
 from leasecache._keys cimport Renderer, Ring, Text, begin, drop, put, put_number
-from leasecache._mux cimport ANSWERED, CANCELLED, FAILED, WAITING, MuxReader, _Promise
+from leasecache._mux cimport ANSWERED, CANCELLED, FAILED, WAITING, MuxReader, _Marker, _Promise
 
 from leasecache.errors import NodeError
 
@@ -91,7 +91,7 @@ cdef class Tally:
 
 
 @cython.final
-cdef class Marks:
+cdef class Marks(_Marker):
     """Draws the marks by which random numbers of ours become CAS numbers."""
 
     cdef object _bits
@@ -103,9 +103,9 @@ cdef class Marks:
 
     def __call__(self):
         """Return the next mark."""
-        return b" E%d" % self._next()
+        return b" E%d" % self.next_number()
 
-    cdef unsigned long long _next(self) except? 0:
+    cdef unsigned long long next_number(self) except? 0:
         return <unsigned long long>self._bits(62) | self._fixed
 
 
@@ -249,7 +249,7 @@ cdef class NodeReader(_Reader):
         put(text, PyBytes_AS_STRING(self._tail), PyBytes_GET_SIZE(self._tail))
         if type(mark) is Marks:
             put(text, b" E", 2)
-            put_number(text, (<Marks>mark)._next())
+            put_number(text, (<Marks>mark).next_number())
         elif mark is not bytes:  # which marks nothing
             marked = mark()
             put(text, PyBytes_AS_STRING(marked), PyBytes_GET_SIZE(marked))

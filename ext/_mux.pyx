@@ -13,6 +13,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcpy, memmove
 
 from leasecache._hot import parse_reply
@@ -41,6 +42,13 @@ cdef enum:
 
 cdef object _running_loop = asyncio.get_running_loop
 cdef object _Cancelled = asyncio.CancelledError
+
+
+cdef class _Marker:
+    """Draws the numbers of marks, which are written here; see `leasecache._pure_hits.Marks`."""
+
+    cdef unsigned long long next_number(self) except? 0:
+        raise NotImplementedError
 
 
 @cython.final
@@ -338,6 +346,16 @@ cdef class _Mux:
         self._out_size += size
         return 0
 
+    cdef int _put_mark(self) except -1:
+        cdef char text[24]
+        cdef bytes mark
+        if isinstance(self.mark, _Marker):
+            return self._put(text, snprintf(text, sizeof(text), b" E%llu", (<_Marker>self.mark).next_number()))
+        if self.mark is not bytes:  # which marks nothing
+            mark = self.mark()
+            self._put(PyBytes_AS_STRING(mark), PyBytes_GET_SIZE(mark))
+        return 0
+
     cdef int _resize_out(self, Py_ssize_t room) except -1:
         cdef char *resized = <char *>PyMem_Malloc(room)
         if resized == NULL:
@@ -512,7 +530,6 @@ cdef class MuxReader:
         cdef object found = self._muxes.get(_running_loop())
         cdef _Mux mux
         cdef _Promise promise
-        cdef bytes mark
         if found is None:
             return None
         mux = <_Mux?>found
@@ -522,9 +539,7 @@ cdef class MuxReader:
         mux._put(PyBytes_AS_STRING(self._head), PyBytes_GET_SIZE(self._head))
         mux._put(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         mux._put(PyBytes_AS_STRING(self._middle), PyBytes_GET_SIZE(self._middle))
-        if mux.mark is not bytes:
-            mark = mux.mark()
-            mux._put(PyBytes_AS_STRING(mark), PyBytes_GET_SIZE(mark))
+        mux._put_mark()
         mux._put(PyBytes_AS_STRING(self._end), PyBytes_GET_SIZE(self._end))
         mux._add(promise)
         return promise

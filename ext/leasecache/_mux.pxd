@@ -8,6 +8,10 @@ cdef enum State:
     CANCELLED  # … is the message of the cancellation
 
 
+cdef class _Marker:
+    cdef unsigned long long next_number(self) except? 0
+
+
 cdef class _Promise:
     cdef public bint _asyncio_future_blocking
     cdef State state
@@ -46,6 +50,7 @@ cdef class _Mux:
 
     cdef int _renew(self, Py_ssize_t room) except -1
     cdef int _put(self, const char *data, Py_ssize_t size) except -1
+    cdef int _put_mark(self) except -1
     cdef int _resize_out(self, Py_ssize_t room) except -1
     cdef int _send(self) except -1
     cdef int _add(self, _Promise promise) except -1
