@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from leasecache.errors import GapError, LeasecacheError
 
@@ -34,7 +34,9 @@ Config = Annotated[
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
     try:
-        app()
+        raise SystemExit(app(standalone_mode=False, prog_name="leasecache") or DONE)
+    except typer.Abort:
+        _fail("interrupted", FOUND)
     except GapError as error:
         _fail(str(error), FOUND)  # lost changes are a failure, every other error is wrong use
     except LeasecacheError as error:
@@ -45,7 +47,20 @@ def main() -> None:
             _fail(f"unexpected ImportError: {error}", FOUND)
         _fail(f"this command needs {needed}: pip install 'leasecache[daemon]' 'psycopg[binary]'", WRONG_USE)
     except Exception as error:
+        _refuse(error)
         _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it", FOUND)
+
+
+def _refuse(error: Any) -> None:
+    """End with one line if this is the parser's word on wrong arguments; help that was not asked for is shown whole."""
+    if not hasattr(error, "format_message"):
+        return
+    message = str(error.format_message()).strip()
+    if not message or "\n" in message:  # called without arguments: the help, which some versions have printed by now
+        typer.echo(message, err=True, nl=bool(message))
+        raise SystemExit(WRONG_USE)
+    context = getattr(error, "ctx", None)
+    _fail(f"{message.rstrip('.')}; see {context.command_path if context else 'leasecache'} --help", WRONG_USE)
 
 
 def _fail(message: str, code: int) -> None:

@@ -186,6 +186,8 @@ def _split(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _parts(text: str) -> "list[tuple[str, str | None]]":
+    if not isinstance(text, str):
+        raise DefinitionError(f"a template is a str such as 'media:{{media_id}}', not {text!r}")
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:

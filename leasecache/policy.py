@@ -39,8 +39,9 @@ class Policy:
         self._require("on_wait_timeout", self.on_wait_timeout in get_args(OnWaitTimeout), "'load', 'stale' or 'raise'")
         self._require("negative_ttl", self.negative_ttl is None or at_least(self.negative_ttl, 1), "at least 1 s")
         self._require("jitter", at_least(self.jitter, 0) and self.jitter < 1, "from 0 to below 1")
-        self._require("compress_over", self.compress_over is None or at_least(self.compress_over, 0), "0 or more bytes")
-        self._require("version", isinstance(self.version, int), "an int")
+        is_size = type(self.compress_over) is int and self.compress_over >= 0
+        self._require("compress_over", self.compress_over is None or is_size, "0 or more bytes")
+        self._require("version", type(self.version) is int, "an int")
 
     def ttl_of(self, is_none: bool) -> float:
         """Return the s that a value, or a cached None, lives."""

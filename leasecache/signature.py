@@ -119,6 +119,9 @@ class KeySignature:
         for name in (*self._fields, *ignore):
             if name not in names:
                 raise DefinitionError(f"{function} has no parameter {name!r}, which its template or ignore names")
+        for name in ignore:
+            if name in self._fields:
+                raise DefinitionError(f"{function}: parameter {name!r} is in the key; take it out of ignore")
         for parameter in self._parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise DefinitionError(f"{function}: {parameter} cannot be in a key; name its parameters")

@@ -79,12 +79,30 @@ def test_errors_are_one_line(arguments: tuple[str, ...], says: str) -> None:
     assert says in err
 
 
-@pytest.mark.parametrize("arguments", [("frobnicate",), ("daemon", "--no-such-option"), ("rules",)])
-def test_usage_errors(arguments: tuple[str, ...]) -> None:
-    """An unknown command or option is exit code 2, without a traceback."""
-    code, _, err = run_to_exit([*CLI, *arguments])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("frobnicate",), "No such command 'frobnicate'; see leasecache --help"),
+        (("daemon", "--no-such-option"), "--no-such-option"),
+        (("rules",), "Missing argument 'MODULE:CACHE'; see leasecache rules --help"),
+        (("get",), "Missing argument 'KEY'; see leasecache get --help"),
+        (("counters", "sql"), "see leasecache counters sql --help"),
+        (("invalidate", "k", "--cache", "memory://", "--stale-for", "-1"), "--stale-for"),
+    ],
+)
+def test_usage_errors(arguments: tuple[str, ...], says: str) -> None:
+    """An unknown command or option, or a missing one, is exit code 2 and one line that names the help."""
+    code, out, err = run_to_exit([*CLI, *arguments])
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err
+
+
+@pytest.mark.parametrize("arguments", [(), ("counters",)])
+def test_without_a_command(arguments: tuple[str, ...]) -> None:
+    """Without a command the help is shown, and the exit code is 2."""
+    code, out, err = run_to_exit([*CLI, *arguments])
     assert code == 2
-    assert "Traceback" not in err
+    assert "Usage" in out + err
 
 
 @pytest.mark.parametrize(

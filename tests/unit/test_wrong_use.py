@@ -58,3 +58,21 @@ def test_policy_that_is_none(cache: Any) -> None:
     """A dict of the fields is no Policy; guard: the type check in `chosen`."""
     with pytest.raises(DefinitionError, match=r"^policy must be a Policy\(ttl=…\), not \{'ttl': 5\}$"):
         cache.cached("item:{n}", policy={"ttl": 5})
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "message"),
+    [
+        (5, {}, r"^a template is a str such as 'media:\{media_id\}', not 5$"),
+        ("item:{n}", {"ignore": ("n",)}, r"parameter 'n' is in the key; take it out of ignore$"),
+        ("item:{n}", {"version": True}, r"^version=True must be an int$"),
+        ("item:{n}", {"compress_over": 1.5}, r"^compress_over=1\.5 must be 0 or more bytes$"),
+    ],
+)
+def test_declarations_that_mean_nothing(cache: Any, template: Any, options: dict[str, Any], message: str) -> None:
+    """What could only be a slip is refused when the decorator runs."""
+    with pytest.raises(DefinitionError, match=message):
+
+        @cache.cached(template, ttl=60, **options)
+        def item(n: int) -> int:
+            return n
