@@ -10,8 +10,7 @@ if _wanted not in ("", "c", "python"):
 IMPL = "python" if _wanted == "python" else "c"
 if IMPL == "c":
     try:
-        import leasecache._hits  # it imports the others but one: all of them or none
-        import leasecache._mux  # noqa: F401
+        import leasecache._hits  # noqa: F401 - it imports the others: all of them or none
     except ImportError:
         if _wanted == "c":
             raise
