@@ -43,6 +43,7 @@ class AsyncRedisNode(AsyncRedisCalls):
         `locate` tells the address each time a connection is opened, default the name's. `cluster` are the figures of
         the cluster that it is part of.
         """
+        super().__init__(pool)
         self.name = name
         self.errors = cluster or NodeStats()
         self._access = access or Access()
@@ -111,6 +112,7 @@ class AsyncRedisNode(AsyncRedisCalls):
 
     async def aclose(self) -> None:
         """Close idle connections, those of other event loops too; the node can be used again."""
+        await self._orphans.ended()
         mine = asyncio.get_running_loop()
         for loop, pool in list(self._pools.items()):
             if loop is mine:

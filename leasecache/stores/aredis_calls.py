@@ -9,7 +9,8 @@ from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Token
 from leasecache.metrics import NodeStats
 from leasecache.stores import redis_leases as leases
 from leasecache.stores.base import AsyncBatchReader, AsyncReader, Outcome
-from leasecache.stores.redis_leases import Conversation, Exchange, Replies
+from leasecache.stores.orphans import Orphans
+from leasecache.stores.redis_leases import Conversation, Exchange, Replies, Reply
 
 ShortWay = Callable[[bytes], Awaitable[bytes | None]]
 T = TypeVar("T")
@@ -22,6 +23,10 @@ class AsyncRedisCalls(ABC):
     errors: NodeStats
     scattered = False  # whether the keys may be on several servers
 
+    def __init__(self, pool: int) -> None:
+        """`pool` is how many conversations of cancelled callers may go on."""
+        self._orphans = Orphans(pool, lambda held: self._hold(leases.release_many(held)))
+
     @abstractmethod
     async def exchange(self, request: Exchange) -> Replies:
         """Send commands and return what was read, None each when no connection is old enough. Raises NodeError."""
@@ -32,11 +37,11 @@ class AsyncRedisCalls(ABC):
 
     async def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
-        return await self._hold(leases.lease_get(Ask(key, lease_for, refresh_ahead)))
+        return await self._win(leases.lease_get(Ask(key, lease_for, refresh_ahead)))
 
     async def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
         """Return an answer per ask, in order, with one round trip per 1,000 keys. Raises NodeError."""
-        return await self._hold(leases.lease_get_many(asks))
+        return await self._win(leases.lease_get_many(asks))
 
     def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncReader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
@@ -56,7 +61,7 @@ class AsyncRedisCalls(ABC):
 
         async def read(keys: Sequence[bytes]) -> list[bytes | Answer | NodeError]:
             asks = [Ask(key, lease_for, refresh_ahead) for key in keys]
-            return await self._hold(leases.read_many(asks, flags, scattered=self.scattered))
+            return await self._win(leases.read_many(asks, flags, scattered=self.scattered))
 
         return read
 
@@ -77,7 +82,7 @@ class AsyncRedisCalls(ABC):
 
         Of many who steal one token one gets a lease: the server compares the tokens.
         """
-        return await self._hold(leases.steal(key, token, lease_for))
+        return await self._win(leases.steal(key, token, lease_for))
 
     async def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
         """Void leases; drop the values or leave them stale for at most `stale_for` s.
@@ -93,11 +98,21 @@ class AsyncRedisCalls(ABC):
         """
         return await self._hold(leases.look(key))
 
+    async def _win(self, conversation: Conversation[T]) -> T:
+        """Hold a conversation that may win leases; of a cancelled caller it ends in the background, without them."""
+        return await self._orphans.see_through(self._hold(conversation))
+
     async def _hold(self, conversation: Conversation[T]) -> T:
         """Perform the exchanges of a conversation; return what it comes to."""
         try:
             request = next(conversation)
             while True:
-                request = conversation.send(await self.exchange(request))
+                request = conversation.send(await self._perform_for_caller(request))
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
+
+    async def _perform_for_caller(self, request: Exchange) -> Replies:
+        """Send commands, unless the caller is gone: then nothing more is won, and what was won is in the result."""
+        if self._orphans.here:
+            return [Reply(NodeError("the caller was cancelled"), 0, 0, self.name)] * len(request.commands)
+        return await self.exchange(request)

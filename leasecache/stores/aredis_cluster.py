@@ -26,6 +26,7 @@ class AsyncRedisCluster(AsyncRedisCalls):
 
         Opens nothing.
         """
+        super().__init__(pool)
         self.name = ",".join(seeds)
         self.errors = NodeStats()
         self._access = access or Access()
@@ -78,6 +79,7 @@ class AsyncRedisCluster(AsyncRedisCalls):
 
     async def aclose(self) -> None:
         """Close idle connections; the cluster can be used again."""
+        await self._orphans.ended()
         for node in list(self._members.by_name.values()):
             await node.aclose()
 

@@ -92,7 +92,8 @@ class AsyncLink:
         """Close the socket; never raises."""
         writer = self._connection._writer
         if writer is not None:
-            writer.transport.abort()
+            with contextlib.suppress(RuntimeError):  # a loop that was closed meanwhile
+                writer.transport.abort()
             self._connection._close()
 
     def leave(self) -> None:
@@ -129,7 +130,7 @@ class AsyncLink:
 
     async def _reply(self) -> Any:
         try:
-            return await self._connection.read_response(disable_decoding=True)
+            return await self._connection.read_response(disable_decoding=True, disconnect_on_error=False)
         except exceptions.ResponseError as error:
             return error
 

@@ -104,8 +104,14 @@ def lease_set_many(fills: Sequence[Fill]) -> Conversation[list[Outcome | NodeErr
 
 def release(lease: Lease) -> Conversation[None]:
     """Give the lease back, so that the next reader wins at once; a fresh value is refreshed by its expiry."""
-    if lease.token is not None and not lease.fresh:
-        _done((yield Exchange([wire.release(lease, lease.token)], lease.token.epoch)))
+    yield from release_many([lease])
+
+
+def release_many(held: Sequence[Lease]) -> Conversation[None]:
+    """Give leases back, together over a connection older than all of them."""
+    for chunk in _chunks([(lease, lease.token) for lease in held if lease.token is not None and not lease.fresh]):
+        commands = [wire.release(lease, token) for lease, token in chunk]
+        _done((yield Exchange(commands, min(token.epoch for _, token in chunk))))
 
 
 def steal(key: bytes, held: Token, lease_for: float) -> Conversation[Answer]:
