@@ -121,7 +121,8 @@ def test_nobody_listens(url: str) -> None:
 
     for call in (lambda: f.invalidate_on_commit(None, 1), lambda: f.commit_message(1)):
         with pytest.raises(
-            ConfigError, match=r"\.f: with guard='none' no daemon hears commit messages, nobody listens; call invalidate"
+            ConfigError,
+            match=r"\.f: with guard='none' no daemon hears commit messages, nobody listens; call invalidate",
         ):
             call()
 
