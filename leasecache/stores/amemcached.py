@@ -23,6 +23,7 @@ from leasecache.stores.greeting import Credentials
 from leasecache.stores.memcached import QUIET, NoEpoch, batch_request, chunks, store_request
 from leasecache.stores.pool import EPOCH, NUMBERS
 from leasecache.stores.probe import Probe
+from leasecache.stores.shutdown import Shutdown
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -60,6 +61,7 @@ class AsyncMemcachedNode:
         self._readings: dict[Loop, Reading] = {}  # of the server's clock
         self._reading: dict[Loop, asyncio.Task[None]] = {}
         self._item_size_max: int | None = None  # bytes, as the server has said; None = not yet
+        self._shutdown = Shutdown(self._leave)
         self._down = Probe(self.errors)
         forget_after_fork(self)
 
@@ -186,14 +188,11 @@ class AsyncMemcachedNode:
             task = tasks.get(asyncio.get_running_loop())
             if task is not None:
                 await asyncio.wait({task})
-        mine = self._muxes.get(asyncio.get_running_loop())
+        mine = asyncio.get_running_loop()
         for loop, mux in list(self._muxes.items()):
-            if mux is mine:
-                mux.close()
-            elif not loop.is_closed():
+            if loop is not mine and not loop.is_closed():
                 loop.call_soon_threadsafe(mux.close)
-        if mine is not None:
-            await asyncio.shield(mine.closed)
+        await self._leave()
 
     def lost(self, mux: Mux, error: NodeError | None, failed: bool) -> None:
         """Forget a connection that has ended, with an error for those who waited; a failed node is left alone."""
@@ -217,6 +216,13 @@ class AsyncMemcachedNode:
         self._muxes.clear()
         self._opening.clear()
         self._reading.clear()
+
+    async def _leave(self) -> None:
+        """Close the connection of this event loop when its requests are answered."""
+        mux = self._muxes.get(asyncio.get_running_loop())
+        if mux is not None:
+            mux.close()
+            await asyncio.shield(mux.closed)
 
     async def _delete(self, keys: Sequence[bytes]) -> None:
         await self._exchange(lambda m: meta.delete_quietly(keys), QUIET, meta.read_acknowledgement, None)
@@ -314,6 +320,7 @@ class AsyncMemcachedNode:
         mux = _accel.Mux(
             f"memcached {self.name}", self, self._epoch, EPOCH.advance(), mark, self._timeout, _accel.parse_reply
         )
+        self._shutdown.watch()
         conversation.hand_over(mux)
         self._muxes[loop] = mux
         return mux

@@ -22,6 +22,7 @@ from leasecache.stores.redis_leases import Exchange, Replies, Reply
 from leasecache.stores.redis_link import Access, Address, origin
 from leasecache.stores.redis_route import find_primary
 from leasecache.stores.redis_wire import Command, Unfit
+from leasecache.stores.shutdown import Shutdown
 
 Locate = Callable[[], Awaitable[Address]]
 
@@ -51,6 +52,7 @@ class AsyncRedisNode(AsyncRedisCalls):
         self._locate = locate
         self._cluster = cluster is not None
         self._pools: dict[asyncio.AbstractEventLoop, LoopPool] = {}
+        self._shutdown = Shutdown(self._leave)
         self._down = Probe(self.errors)
         self._fit = False  # whether a connection was ever made: then what refuses us now may pass
         forget_after_fork(self)
@@ -115,11 +117,9 @@ class AsyncRedisNode(AsyncRedisCalls):
         await self._orphans.ended()
         mine = asyncio.get_running_loop()
         for loop, pool in list(self._pools.items()):
-            if loop is mine:
-                pool.close()
-            elif not loop.is_closed():
+            if loop is not mine and not loop.is_closed():
                 loop.call_soon_threadsafe(pool.close)
-        await asyncio.sleep(0)  # transports close in the next turn of the loop
+        await self._leave()
 
     def forget(self) -> None:
         """Let go of the parent's connections after a fork; the parent goes on using them."""
@@ -128,12 +128,20 @@ class AsyncRedisNode(AsyncRedisCalls):
                 connection.wire.leave()
         self._pools.clear()
 
+    async def _leave(self) -> None:
+        """Close the idle connections of this event loop."""
+        pool = self._pools.get(asyncio.get_running_loop())
+        if pool is not None:
+            pool.close()
+        await asyncio.sleep(0)  # transports close in the next turn of the loop
+
     def _pool(self) -> LoopPool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
             for other in [other for other in self._pools if other.is_closed()]:
                 del self._pools[other]
+            self._shutdown.watch()
             pool = self._pools[loop] = LoopPool(self._connect, self._limit, self._access.timeout)
         return pool
 
