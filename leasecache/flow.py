@@ -216,9 +216,9 @@ def _poll(task: Task, flight: Flight, answer: Stale | Wait) -> Reading:
             task.profile.stats.won += 1
             return (yield from _load(task, settled, flight))
         landed = _land(settled)
-        return (yield from _settle(task, settled))
     finally:
         task.local.flights.end(task.key, flight, landed)
+    return (yield from _settle(task, settled))  # the others need not wait for what this caller does now
 
 
 def _outlast(task: Task, flight: Flight, answer: Answer | NodeError) -> Generator[Request, Any, Any]:
