@@ -39,12 +39,16 @@ def test_get_many_waits_for_keys_that_others_load(cache: Cache) -> None:
 
 
 def test_get_many_asks_again_for_what_went_stale_too_long_ago(cache: Cache) -> None:
-    """A stale value whose window is over when the other keys are loaded is not served; the guard is Batch._expire."""
-    held_up, versions = threading.Event(), iter(range(1, 10))
+    """A stale value whose window is over when the other keys are loaded is not served; the guard is Batch._expire.
+
+    memcached tells what is left in whole seconds, so a caller counts on up to one more than there is.
+    """
+    began, held_up, versions = threading.Event(), threading.Event(), iter(range(1, 10))
 
     @cache.cached("item:{n}", ttl=60, stale_for=1)
     def item(n: int) -> int:
         if n == 2:
+            began.set()
             assert held_up.wait(20)
         return next(versions)
 
@@ -53,7 +57,9 @@ def test_get_many_asks_again_for_what_went_stale_too_long_ago(cache: Cache) -> N
     held(cache, item, 1)
     with ThreadPoolExecutor(1) as pool:
         batch = pool.submit(item.get_many, [1, 2])
-        wait_until(lambda: item.peek(1) is None, 10, "the window to end")
+        assert began.wait(10)
+        over = time.monotonic() + 1
+        wait_until(lambda: item.peek(1) is None and time.monotonic() > over, 10, "the window to end")
         held_up.set()
         assert batch.result(20) == {1: 3, 2: 2}
 
