@@ -299,7 +299,10 @@ def test_loader_that_raises_every_second_time(cache: Cache) -> None:
 
 
 def test_waiters_of_a_node_that_goes_away_load(memcached: MemcachedServer, cache: Cache, elsewhere: Cache) -> None:
-    """A look that fails tells everyone who waits for that node; they load, one at a time."""
+    """A look that fails tells everyone who waits for that node; they load together, one at a time.
+
+    The guard is that `_poll` ends its flight before it loads: else others begin only when that load has ended.
+    """
     loads: list[int] = []
 
     @cache.cached("row:{n}", ttl=60, wait_for=20)
@@ -315,7 +318,7 @@ def test_waiters_of_a_node_that_goes_away_load(memcached: MemcachedServer, cache
         memcached.kill()
         entries = [future.result(15) for future in waiting]
     assert {entry.state for entry in entries} == {"uncached"}
-    assert 1 <= len(loads) <= 4
+    assert 1 <= len(loads) <= 3
 
 
 def test_lease_won_for_a_thread_that_gave_up_is_given_back(cache: Cache, elsewhere: Cache) -> None:
