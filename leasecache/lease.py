@@ -90,9 +90,10 @@ Answer = Hit | Stale | Wait | Lease
 class Ask(NamedTuple):
     """One lease-get of a batch."""
 
-    key: bytes
+    key: bytes  # logical
     lease_for: float  # s
     refresh_ahead: float = 0  # s
+    mark: bytes | None = None  # of a guarded function: what the guard record of the node must name
 
 
 class Fill(NamedTuple):

@@ -18,7 +18,7 @@ LAYERS: dict[str, list[str]] = {
     "0 plain values": ["errors", "policy", "rules", "fork", "invalidation.lsn"],
     "1 hot path": ["_hits", "_hot", "_keys", "_mux", "_pure", "_pure_hits", "_pure_keys", "_pure_mux", "_accel"],
     "2 sans-IO": [
-        *("keys", "codecs", "lease", "signature", "messages"),
+        *("keys", "codecs", "lease", "guard", "signature", "messages"),
         *(f"stores.{name}" for name in ("meta", "classic", "greeting", "ring", "redis_scripts", "redis_wire")),
         *("invalidation.wire", "invalidation.pgoutput", "invalidation.stream"),
     ],

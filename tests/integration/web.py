@@ -24,7 +24,8 @@ def get_item(item_id: int) -> int:
 def ports() -> list[int]:
     """Return the local ports of the connections that this process has open."""
     [node] = cache.driver().store.nodes
-    return [connection.sock.getsockname()[1] for connection in node._pool._open]  # type: ignore[attr-defined]
+    connections = list(node._pool._open)  # type: ignore[attr-defined]  # other threads open some meanwhile
+    return [connection.sock.getsockname()[1] for connection in connections]
 
 
 FIRST = get_item(0)
