@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +21,56 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]
 
 GATES = ("auto", "standby", "snapshot", "replay")
+_LEAST_TTL = 2  # s
 _SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}")
 _REQUIRED: Any = dataclasses.MISSING
 
 
-def _key(default: Any = _REQUIRED, *, name: str = "") -> Any:
-    return dataclasses.field(default=default, metadata={"name": name})
+def _key(
+    about: str,
+    default: Any = _REQUIRED,
+    *,
+    name: str = "",
+    least: float = 0,
+    most: float = math.inf,
+    show: bool = True,
+) -> Any:
+    """Declare a key: `about` is its line in the reference; a number lies between `least` and `most`."""
+    metadata = {"about": about, "name": name, "least": least, "most": most}
+    return dataclasses.field(default=default, metadata=metadata, repr=show)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceSettings:
     """`[source]`: where changes come from."""
 
-    dsn: str = dataclasses.field(repr=False)
-    slot: str
-    publication: str
-    gate: str = "auto"  # one of GATES
-    readers: tuple[str, ...] = ()  # further database nodes that fills read from
+    dsn: str = _key("the database node whose changes are decoded, as a Postgres connection string", show=False)
+    slot: str = _key("the replication slot, one per daemon: 1 to 63 of a-z, 0-9 and _")
+    publication: str = _key("the publication that the slot is read through")
+    gate: str = _key("what tells that a change is visible: auto, standby, snapshot or replay", "auto")
+    readers: tuple[str, ...] = _key("further database nodes that fills read from, one each", (), show=False)
 
     def __post_init__(self) -> None:
         if not _SLOT_NAME.fullmatch(self.slot):
             raise ConfigError(f"source.slot {self.slot!r}: a slot name has 1 to 63 of a-z, 0-9 and _")
         if self.gate not in GATES:
             raise ConfigError(f"source.gate {self.gate!r}: write one of {', '.join(GATES)}{_meant(self.gate, GATES)}")
-        if self.gate == "replay":
-            raise ConfigError(
-                "source.gate: replay is not available in this version; decode at the node that fills read"
-            )
-        if self.readers:
-            raise ConfigError("source.readers: further readers are not available in this version; leave the list empty")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheSettings:
     """`[cache]`: the nodes to invalidate on."""
 
-    url: str = dataclasses.field(repr=False)
+    url: str = _key("the cache, as the application names it", show=False)
+    more: tuple[str, ...] = _key("further caches with the same namespace and rules", (), show=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RulesSettings:
     """`[rules]`: which keys a changed row touches."""
 
-    imports: tuple[str, ...] = _key((), name="import")  # "module:attribute" of a Cache
-    file: str | None = None  # what `leasecache rules` printed
+    imports: tuple[str, ...] = _key('caches of the application, as "module:attribute"', (), name="import")
+    file: str | None = _key("what `leasecache rules` printed; starts from the configuration's folder", None)
 
     def __post_init__(self) -> None:
         if not self.imports and self.file is None:
@@ -70,10 +78,48 @@ class RulesSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GuardSettings:
+    """`[guard]`: for how long the nodes of the cache are vouched for."""
+
+    ttl: float = _key(
+        "s that a node is believed without news from the daemon, 2 or more; "
+        "0 = nothing is written, and an unreachable node holds the acknowledgement back",
+        60.0,
+        most=86_400,
+    )
+
+    def __post_init__(self) -> None:
+        if 0 < self.ttl < _LEAST_TTL:  # nodes count in whole seconds, and a quarter of it passes between renewals
+            raise ConfigError(f"guard.ttl {self.ttl:g}: write 0, or {_LEAST_TTL} s or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JournalSettings:
+    """`[journal]`: where keys wait for a node that cannot be reached."""
+
+    directory: str | None = _key("an existing folder; without one an unreachable node holds the acknowledgement", None)
+    limit: int = _key("MiB per node; beyond it the node gets a new generation when it is back", 256, least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LimitsSettings:
+    """`[limits]`: what one transaction may cost."""
+
+    transaction_keys: int = _key("keys of one transaction; more of them make a new generation", 100_000, least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DriftSettings:
+    """`[drift]`: how the daemon notices that publication or tables have changed."""
+
+    every: float = _key("s between two looks at the catalogues", 30.0, least=0.1, most=86_400)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StatusSettings:
     """`[status]`: the status server."""
 
-    listen: str | None = None  # "host:port", port 0 = any; None = no server
+    listen: str | None = _key('"host:port" of status page, metrics and health, port 0 = any; none = no server', None)
 
     def __post_init__(self) -> None:
         if self.listen is not None and self.address is None:
@@ -95,7 +141,11 @@ class Settings:
     source: SourceSettings
     cache: CacheSettings
     rules: RulesSettings
-    status: StatusSettings
+    guard: GuardSettings = GuardSettings()
+    journal: JournalSettings = JournalSettings()
+    limits: LimitsSettings = LimitsSettings()
+    drift: DriftSettings = DriftSettings()
+    status: StatusSettings = StatusSettings()
 
 
 _TABLES: dict[str, type[Any]] = {field.name: field.type for field in dataclasses.fields(Settings)}  # type: ignore[misc]
@@ -171,7 +221,7 @@ def _table(table: str, cls: type[Any], given: Any, where: str, environment: Mapp
     for key, value in given.items():
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {table}.{key}{_meant(key, fields)}")
-        values[fields[key].name] = _checked(value, _is_list(fields[key]), f"{where}: {table}.{key}")
+        values[fields[key].name] = _checked(value, fields[key], f"{where}: {table}.{key}")
     values |= _from_environment(table, fields, environment)
     for key, field in fields.items():
         if field.name not in values and field.default is _REQUIRED:
@@ -189,7 +239,7 @@ def _from_environment(table: str, fields: Mapping[str, Any], environment: Mappin
         if variable not in known:
             raise ConfigError(f"unknown environment variable {variable}{_meant(variable, known)}")
         field = known[variable]
-        values[field.name] = tuple(p.strip() for p in text.split(",") if p.strip()) if _is_list(field) else text
+        values[field.name] = _checked(_parsed(text, field), field, variable)
     return values
 
 
@@ -197,18 +247,40 @@ def _variable(table: str, key: str) -> str:
     return f"LEASECACHE_{table}_{key}".upper()
 
 
-def _is_list(field: Any) -> bool:
-    return bool(field.default == ())
+def _parsed(text: str, field: Any) -> Any:
+    """Return what a variable says, as TOML would have it; text where no number can be read."""
+    if field.type == tuple[str, ...]:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if field.type in (int, float):
+        with suppress(ValueError):
+            return int(text)
+        with suppress(ValueError):
+            return float(text)
+    return text
 
 
-def _checked(value: Any, is_list: bool, where: str) -> Any:
-    if is_list:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+def _checked(value: Any, field: Any, where: str) -> Any:
+    if field.type == tuple[str, ...]:
+        if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
             return tuple(value)
         raise ConfigError(f"{where} must be a list of strings, not {_shown(value)}")
+    if field.type in (int, float):
+        return _number(value, field, where)
     if isinstance(value, str) and value:
         return value
     raise ConfigError(f"{where} must be a non-empty string, not {_shown(value)}")
+
+
+def _number(value: Any, field: Any, where: str) -> float:
+    whole = field.type is int
+    least, most = field.metadata["least"], field.metadata["most"]
+    bounds = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+    wanted = f"{where} must be {'an integer' if whole else 'a number'}, {bounds}"
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ConfigError(f"{wanted}, not {_shown(value)}")
+    if not (math.isfinite(value) and least <= value <= most):
+        raise ConfigError(f"{wanted}, not {value}")
+    return int(value) if whole else float(value)
 
 
 def _shown(value: Any) -> str:

@@ -45,8 +45,6 @@ def test_a_database_that_cannot_serve(primary_world: World, change: Callable[[Wo
         ("SOURCE_DSN", "postgresql://u:hush@no-such-host.invalid/app", "host name is unknown"),
         ("SOURCE_DSN", "postgresq://u:hush@h/app", "not a Postgres connection string"),
         ("SOURCE_GATE", "standby", "standby needs a standby, but the source is a primary"),
-        ("SOURCE_GATE", "replay", "replay is not available"),
-        ("SOURCE_READERS", "host=a,host=b", "not available"),
         ("SOURCE_SLOT", "Bad", "slot name"),
         ("CACHE_URL", "memcached://h?namespace=blog", "never match"),
         ("CACHE_URL", "memory://", "only caches on the network"),

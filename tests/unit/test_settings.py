@@ -86,8 +86,17 @@ def test_the_environment_alone() -> None:
         ('"127.0.0.1:9187"', '"9187"', ("status.listen", "host:port")),
         ('"127.0.0.1:9187"', '"h:99999"', ("status.listen", "host:port")),
         ("[cache]", 'gate = "snapshto"\n[cache]', ("source.gate", "did you mean snapshot")),
-        ("[cache]", 'gate = "replay"\n[cache]', ("source.gate", "replay", "not available")),
-        ("[cache]", 'readers = ["host=b"]\n[cache]', ("source.readers", "not available")),
+        ("[cache]", 'readers = "host=b"\n[cache]', ("source.readers", "list of strings", "a string")),
+        ("[cache]", 'readers = [""]\n[cache]', ("source.readers", "list of strings")),
+        ("[rules]", "[guard]\nttl = '60'\n[rules]", ("leasecache.toml: guard.ttl", "a number, 0 to 86400", "a string")),
+        ("[rules]", "[guard]\nttl = true\n[rules]", ("guard.ttl", "a boolean")),
+        ("[rules]", "[guard]\nttl = nan\n[rules]", ("guard.ttl", "not nan")),
+        ("[rules]", "[guard]\nttl = -1\n[rules]", ("guard.ttl", "not -1")),
+        ("[rules]", "[guard]\nttl = 1.5\n[rules]", ("guard.ttl", "0, or 2 s or more")),
+        ("[rules]", "[journal]\nlimit = 0\n[rules]", ("journal.limit", "an integer, 1 or more, not 0")),
+        ("[rules]", "[journal]\nlimit = 1.5\n[rules]", ("journal.limit", "an integer", "a float")),
+        ("[rules]", "[limits]\ntransaction_keys = 0\n[rules]", ("limits.transaction_keys", "1 or more")),
+        ("[rules]", "[drift]\nevery = 0\n[rules]", ("drift.every", "0.1 to 86400", "not 0")),
         ("[source]", "source = 1\n[x]", ("leasecache.toml", "[x]")),
         ("[source]", "[source", ("leasecache.toml", "not TOML")),
     ],
@@ -110,6 +119,36 @@ def test_a_misspelt_variable() -> None:
     """A variable of a known table with an unknown key is refused, with the nearest name."""
     with pytest.raises(ConfigError, match="did you mean LEASECACHE_SOURCE_DSN"):
         load_settings(None, {"LEASECACHE_SOURCE_DNS": "x"})
+
+
+def test_numbers(tmp_path: Path) -> None:
+    """Numbers come from the file or a variable, and have defaults."""
+    text = GOOD + "[guard]\nttl = 0\n[journal]\nlimit = 16\n[limits]\ntransaction_keys = 5\n[drift]\nevery = 1.5\n"
+    settings = load(tmp_path, text)
+    assert (settings.guard.ttl, settings.journal.limit, settings.journal.directory) == (0.0, 16, None)
+    assert (settings.limits.transaction_keys, settings.drift.every) == (5, 1.5)
+    over = load(tmp_path, text, LEASECACHE_GUARD_TTL="2.5", LEASECACHE_JOURNAL_LIMIT="7", LEASECACHE_CACHE_MORE="a,b")
+    assert (over.guard.ttl, over.journal.limit, over.cache.more) == (2.5, 7, ("a", "b"))
+    plain = load(tmp_path, GOOD)
+    assert (plain.guard.ttl, plain.journal.limit, plain.limits.transaction_keys) == (60.0, 256, 100_000)
+    assert (plain.drift.every, plain.cache.more) == (30.0, ())
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "says"),
+    [
+        ("GUARD_TTL", "soon", "LEASECACHE_GUARD_TTL must be a number, 0 to 86400, not a string"),
+        ("GUARD_TTL", "inf", "LEASECACHE_GUARD_TTL must be a number, 0 to 86400, not inf"),
+        ("JOURNAL_LIMIT", "1.5", "LEASECACHE_JOURNAL_LIMIT must be an integer, 1 or more, not a float"),
+        ("JOURNAL_LIMIT", "", "LEASECACHE_JOURNAL_LIMIT must be an integer, 1 or more, not an empty string"),
+        ("RULES_FILE", "", "LEASECACHE_RULES_FILE must be a non-empty string, not an empty string"),
+    ],
+)
+def test_a_variable_of_the_wrong_type(tmp_path: Path, variable: str, text: str, says: str) -> None:
+    """A variable that is no number, or out of range, is named with what belongs there."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, GOOD, **{f"LEASECACHE_{variable}": text})
+    assert str(caught.value) == says
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
