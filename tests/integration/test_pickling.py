@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import pickle
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -32,7 +33,11 @@ def apply(fn: Callable[..., Any], argument: Any) -> Any:
     return fn() if argument is None else fn(argument)
 
 
-@pytest.mark.parametrize(("fn", "argument", "value"), SENT, ids=str)
+def _named(value: object) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))  # the same in every process that collects tests
+
+
+@pytest.mark.parametrize(("fn", "argument", "value"), SENT, ids=_named)
 @pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
 def test_pickled(fn: Callable[..., Any], argument: Any, value: Any, protocol: int) -> None:
     """What is bound to an instance takes it along; the function itself goes by name, and comes back with its cache."""
