@@ -6,7 +6,8 @@
     ├── LeaseTimeout (TimeoutError)     nobody: a value was not there in the time you allowed
     ├── NodeError (ConnectionError)     a cache node or the network
     │   ├── NodeTimeout (TimeoutError)  it did not answer in time
-    │   └── ProtocolError               it answered what its protocol does not allow
+    │   ├── ProtocolError               it answered what its protocol does not allow
+    │   └── GuardError                  it may be out of date: the daemon does not vouch for it
     └── SourceError                     Postgres, as the source of invalidations
         └── GapError                    changes may be missing from the stream
 
@@ -40,6 +41,17 @@ class NodeTimeout(NodeError, TimeoutError):
 
 class ProtocolError(NodeError):
     """A cache node sent bytes that its protocol does not allow; the connection is closed."""
+
+
+class GuardError(NodeError):
+    """The invalidation daemon does not vouch for what a cache node holds; nothing is wrong with the node itself.
+
+    `missing` tells what its guard record lacks: "record" (there is none), "ring" or "rule".
+    """
+
+    def __init__(self, message: str, missing: str = "record") -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class SourceError(LeasecacheError):

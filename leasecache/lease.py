@@ -26,6 +26,7 @@ class Token(NamedTuple):
     cas: int
     epoch: int  # number of the latest connection when the lease-get was sent
     born: int  # number of the connection that brought the answer
+    generation: int = 0  # that the key carries on its node, 0 = none: the function is not guarded
 
 
 def token(cas: int, epoch: int, born: int) -> Token:

@@ -13,6 +13,9 @@ from leasecache.stores.null import NullStore
 class AsyncLocalStore:
     """A memory store, or the null store, with methods to await. It is its own only node."""
 
+    guarded = False
+    trust = None
+
     def __init__(self, store: MemoryStore | NullStore) -> None:
         self._store = store
         self.name = store.name
@@ -23,7 +26,9 @@ class AsyncLocalStore:
         """Return this store."""
         return self
 
-    async def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+    async def lease_get(
+        self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None
+    ) -> Answer:
         """Return the value, or the lease to load it, or who has it."""
         return self._store.lease_get(key, lease_for, refresh_ahead)
 
@@ -31,7 +36,7 @@ class AsyncLocalStore:
         """Return an answer per ask."""
         return self._store.lease_get_many(asks)
 
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncReader:
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> AsyncReader:
         """Return a lease-get of a key that gives the value alone when it is a hit with these client flags."""
         read_now = self._store.reader(lease_for, refresh_ahead, flags)
 
@@ -40,7 +45,9 @@ class AsyncLocalStore:
 
         return read
 
-    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncBatchReader:
+    def batch_reader(
+        self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
+    ) -> AsyncBatchReader:
         """Return a lease-get of many keys that gives the values alone of hits with these client flags."""
         read_now = self._store.batch_reader(lease_for, refresh_ahead, flags)
 
@@ -61,7 +68,7 @@ class AsyncLocalStore:
         """Give the lease back, so that the next reader wins at once."""
         self._store.release(lease)
 
-    async def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+    async def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does."""
         return self._store.steal(key, token, lease_for)
 
@@ -69,7 +76,15 @@ class AsyncLocalStore:
         """Void leases; drop the values or leave them stale for at most `stale_for` s, never longer than they had."""
         self._store.invalidate(keys, stale_for)
 
-    async def look(self, key: bytes) -> Hit | None:
+    async def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> bytes | None:
+        """Invalidate; there is no guard record."""
+        return self._store.invalidate_under(guard_key, keys, stale_for)
+
+    async def clear(self) -> None:
+        """Forget every value, and every lease."""
+        self._store.clear()
+
+    async def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching leases or recency; the answer does not tell whether it is stale."""
         return self._store.look(key)
 

@@ -71,7 +71,9 @@ class AsyncMemcachedNode:
         muxes = list(self._muxes.values())
         return len(muxes), sum(mux.idle for mux in muxes)
 
-    async def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+    async def lease_get(
+        self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None
+    ) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
 
         def build(mux: Mux) -> bytes:
@@ -79,7 +81,7 @@ class AsyncMemcachedNode:
 
         return (await self._exchange(build, 1, meta.read_answers, (key,)))[0]
 
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncReader:
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> AsyncReader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
 
         What it returns is to be awaited at once. With an open connection the request is on its way by then.
@@ -98,7 +100,9 @@ class AsyncMemcachedNode:
         keys = [ask.key for ask in asks]
         return await self._exchange(batch_request(asks), len(keys), meta.read_answers, keys) if keys else []
 
-    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncBatchReader:
+    def batch_reader(
+        self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
+    ) -> AsyncBatchReader:
         """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
 
         async def read(keys: Sequence[bytes]) -> list[bytes | Answer | NodeError]:
@@ -139,7 +143,7 @@ class AsyncMemcachedNode:
         if lease.token is not None and meta.release(lease) is not None:
             await self._present(lease.token.epoch, lambda m: _release(lease, m), 1, meta.read_nothing, None)
 
-    async def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+    async def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does. Raises NodeError.
 
         Of many who steal one token one gets a lease: the server compares the CAS.
@@ -162,7 +166,7 @@ class AsyncMemcachedNode:
             else:
                 await self._mark_stale(part, stale_for)
 
-    async def look(self, key: bytes) -> Hit | None:
+    async def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching leases or recency; the answer does not tell whether it is stale.
 
         Raises NodeError.

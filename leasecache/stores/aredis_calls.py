@@ -35,7 +35,9 @@ class AsyncRedisCalls(ABC):
     def short_way(self, refresh_ahead: float, flags: int) -> ShortWay:
         """Return a look at a key that gives the value of a plain hit, and None when a lease-get is needed."""
 
-    async def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+    async def lease_get(
+        self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None
+    ) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
         return await self._win(leases.lease_get(Ask(key, lease_for, refresh_ahead)))
 
@@ -43,7 +45,7 @@ class AsyncRedisCalls(ABC):
         """Return an answer per ask, in order, with one round trip per 1,000 keys. Raises NodeError."""
         return await self._win(leases.lease_get_many(asks))
 
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncReader:
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> AsyncReader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
 
         A plain hit is a GET; only when that brings something else the scripts are asked.
@@ -56,7 +58,9 @@ class AsyncRedisCalls(ABC):
 
         return read
 
-    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncBatchReader:
+    def batch_reader(
+        self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
+    ) -> AsyncBatchReader:
         """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
 
         async def read(keys: Sequence[bytes]) -> list[bytes | Answer | NodeError]:
@@ -77,7 +81,7 @@ class AsyncRedisCalls(ABC):
         """Give the lease back, so that the next reader wins at once. Raises NodeError."""
         await self._hold(leases.release(lease))
 
-    async def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+    async def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does. Raises NodeError.
 
         Of many who steal one token one gets a lease: the server compares the tokens.
@@ -91,7 +95,7 @@ class AsyncRedisCalls(ABC):
         """
         await self._hold(leases.invalidate(keys, stale_for, scattered=self.scattered))
 
-    async def look(self, key: bytes) -> Hit | None:
+    async def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching its lease; the answer does not tell whether it is stale.
 
         Raises NodeError. Redis counts it as a use of the key.

@@ -32,7 +32,9 @@ class AsyncRoutedStore:
         """Return the node that owns `key`."""
         return self.nodes[self._ring.owner(key)]
 
-    async def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+    async def lease_get(
+        self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None
+    ) -> Answer:
         """Return the owner's answer. Raises NodeError."""
         return await self.node_for(key).lease_get(key, lease_for, refresh_ahead)
 
@@ -40,12 +42,14 @@ class AsyncRoutedStore:
         """Return an answer per ask, or the error of its node."""
         return await self._each(asks, [ask.key for ask in asks], lambda node, owned: node.lease_get_many(owned))
 
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncReader:
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> AsyncReader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags."""
         readers = [node.reader(lease_for, refresh_ahead, flags) for node in self.nodes]
         return readers[0] if len(readers) == 1 else _accel.RingReader(self._ring, readers)
 
-    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> AsyncBatchReader:
+    def batch_reader(
+        self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
+    ) -> AsyncBatchReader:
         """Return a `lease_get_many` of keys that gives the values alone of plain hits with these client flags."""
         readers = {node.name: node.batch_reader(lease_for, refresh_ahead, flags) for node in self.nodes}
         return lambda keys: self._each(keys, keys, lambda node, owned: readers[node.name](owned))
@@ -63,7 +67,7 @@ class AsyncRoutedStore:
         """Give the lease back to the owner. Raises NodeError."""
         await self.node_for(lease.key).release(lease)
 
-    async def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+    async def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Void the lease that `token` names and answer as a lease-get then does. Raises NodeError."""
         return await self.node_for(key).steal(key, token, lease_for)
 
@@ -77,7 +81,7 @@ class AsyncRoutedStore:
             if isinstance(failure, BaseException):
                 raise failure
 
-    async def look(self, key: bytes) -> Hit | None:
+    async def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching leases. Raises NodeError."""
         return await self.node_for(key).look(key)
 

@@ -13,6 +13,7 @@ from leasecache import _accel, _pure
 from leasecache._accel import Reply, Wire
 from leasecache.codecs import UNCACHEABLE
 from leasecache.errors import LeasecacheError, NodeError, NodeTimeout, ProtocolError
+from leasecache.guard import NO_RUN
 from leasecache.lease import ANY_CONNECTION, NO_CONNECTION, Answer, Ask, Fill, Hit, Lease, Refused, Token
 from leasecache.metrics import NodeStats
 from leasecache.stores import classic, meta
@@ -22,6 +23,7 @@ from leasecache.stores.dial import Dialer, Tls, converse
 from leasecache.stores.greeting import Credentials
 from leasecache.stores.pool import EPOCH, Connection, Pool
 from leasecache.stores.probe import Probe
+from leasecache.stores.trust import Trust
 
 CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
 QUIET = -1  # instead of a number of replies: as many as come before MN
@@ -72,19 +74,20 @@ class MemcachedNode:
         self._reading: Reading | None = None  # of the server's clock; None = not asked yet
         self.errors = NodeStats()
         self._down = Probe(self.errors)
+        self.trust: Trust | None = None
 
     @property
     def connections(self) -> tuple[int, int]:
         """The number of connections that are open, and of those among them that are idle."""
         return self._pool.size
 
-    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
         return self._exchange(
             lambda c: meta.lease_get(key, lease_for, refresh_ahead, c.mark()), 1, meta.read_answers, (key,)
         )[0]
 
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> Reader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
 
         A plain hit over an idle connection takes the short way; everything else goes the way of `lease_get`.
@@ -98,11 +101,13 @@ class MemcachedNode:
             answers += self._exchange(batch_request(part), len(part), meta.read_answers, [ask.key for ask in part])
         return answers
 
-    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
+    def batch_reader(
+        self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
+    ) -> BatchReader:
         """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
         return self._reader(lease_for, refresh_ahead, flags).many
 
-    def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+    def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does. Raises NodeError.
 
         Of many who steal one token one gets a lease: the server compares the CAS.
@@ -144,7 +149,19 @@ class MemcachedNode:
             else:
                 self._mark_stale(part, stale_for)
 
-    def look(self, key: bytes) -> Hit | None:
+    def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> bytes | None:
+        """Invalidate these keys, which are those on the wire; then return the guard record, None = absent.
+
+        Raises NodeError.
+        """
+        self.invalidate(keys, stale_for)
+        return self._exchange(lambda c: meta.read_record(guard_key), 1, meta.record, None)
+
+    def run(self) -> str:
+        """Return the mark of a server that forgets everything when it ends."""
+        return NO_RUN
+
+    def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching leases or recency; the answer does not tell whether it is stale.
 
         Raises NodeError.
@@ -346,7 +363,7 @@ def size_of_ask(ask: Ask) -> int:
 
 def batch_request(asks: Sequence[Ask]) -> Build:
     """Return what asks for all of them over a connection."""
-    return lambda c: b"".join([meta.lease_get(*ask, c.mark()) for ask in asks])
+    return lambda c: b"".join([meta.lease_get(ask.key, ask.lease_for, ask.refresh_ahead, c.mark()) for ask in asks])
 
 
 def store_request(fill: Fill, fits: bool, mark: bytes, now: Callable[[], int]) -> bytes:

@@ -11,6 +11,7 @@ from leasecache._accel import Item
 from leasecache.codecs import UNCACHEABLE
 from leasecache.errors import NodeError
 from leasecache.fork import forget_after_fork
+from leasecache.guard import NO_RUN
 from leasecache.lease import Answer, Ask, Decision, Fill, Hit, Lease, Refused, Stale, Stored, Token, Wait, decide
 from leasecache.stores.base import BatchReader, Outcome, Reader
 
@@ -23,6 +24,8 @@ class MemoryStore:
     """An LRU of encoded values, bounded in bytes; one lock, one injected clock. It is its own only node."""
 
     name = "memory"
+    guarded = False
+    trust = None
 
     def __init__(
         self, namespace: str | None = None, *, capacity: int = CAPACITY, clock: Callable[[], float] | None = None
@@ -47,7 +50,7 @@ class MemoryStore:
         """Return this store."""
         return self
 
-    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None) -> Answer:
         """Return the value, or the lease to load it, or who has it."""
         with self._lock:
             now = self._now()
@@ -62,7 +65,7 @@ class MemoryStore:
             item.taken = item.taken or won
             return self._answer(key, item, won, taken, now)
 
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> Reader:
         """Return a lease-get of a key that gives the value alone when it is a hit with these client flags.
 
         It may look at an item and move it to the end without the lock, so whatever holds the lock must leave the items
@@ -79,7 +82,9 @@ class MemoryStore:
         """Return an answer per ask."""
         return [self.lease_get(*ask) for ask in asks]
 
-    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
+    def batch_reader(
+        self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
+    ) -> BatchReader:
         """Return a lease-get of many keys that gives the values alone of hits with these client flags."""
         read = self.reader(lease_for, refresh_ahead, flags)
         return lambda keys: [read(key) for key in keys]
@@ -102,7 +107,7 @@ class MemoryStore:
         """Store under each lease."""
         return [self.lease_set(*fill) for fill in fills]
 
-    def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+    def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does."""
         with self._lock:
             item = self._find(key, self._now())
@@ -141,7 +146,19 @@ class MemoryStore:
                     item.expires = expires
                     self._mark_stale(item)
 
-    def look(self, key: bytes) -> Hit | None:
+    def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> None:
+        """Invalidate; there is no guard record."""
+        self.invalidate(keys, stale_for)
+
+    def run(self) -> str:
+        """Return the mark of a server that forgets everything."""
+        return NO_RUN
+
+    def clear(self) -> None:
+        """Forget every value, and every lease."""
+        self.close()
+
+    def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching leases or recency; the answer does not tell whether it is stale."""
         with self._lock:
             now = self._now()

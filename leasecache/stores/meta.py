@@ -69,6 +69,11 @@ def delete_quietly(keys: Iterable[bytes]) -> bytes:
     return b"".join([b"md %b q\r\n" % key for key in keys]) + NOOP
 
 
+def read_record(guard_key: bytes) -> bytes:
+    """Ask for the guard record, and for nothing else about it: its reply is the same until it changes."""
+    return b"mg %b v\r\n" % guard_key
+
+
 def look(keys: Iterable[bytes]) -> bytes:
     """Ask for expiry and size of items without taking a lease or bumping them."""
     return b"".join([b"me %b\r\n" % key for key in keys])
@@ -154,6 +159,17 @@ def _debug(text: bytes) -> tuple[int, int]:
     if found is None:
         raise ProtocolError(f"unexpected answer to me: {text[:80]!r}")
     return abs(int(found[2])), int(found[3])
+
+
+def record(replies: Sequence[Reply], epoch: int, born: int, context: object) -> bytes | None:
+    """Return the guard record from the first reply; None when absent, or a stub, or marked by whomever as stale.
+
+    Raises NodeError on an error reply.
+    """
+    reply = replies[0]
+    if reply.code not in (b"EN", b"VA"):
+        raise _unexpected(reply)
+    return None if reply.won or reply.stale or reply.taken else reply.value or None
 
 
 def read_answers(replies: Sequence[Reply], epoch: int, born: int, keys: Sequence[bytes]) -> list[Answer]:

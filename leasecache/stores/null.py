@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from leasecache.errors import NodeError
+from leasecache.guard import NO_RUN
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Refused, Token
 from leasecache.stores.base import BatchReader, Outcome, Reader
 
@@ -12,6 +13,8 @@ class NullStore:
     """Answers every lease-get with a lease that cannot store. It is its own only node."""
 
     name = "null"
+    guarded = False
+    trust = None
 
     def __init__(self, namespace: str | None = None) -> None:
         self.namespace = namespace
@@ -21,11 +24,11 @@ class NullStore:
         """Return this store."""
         return self
 
-    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None) -> Answer:
         """Return a lease without a token."""
         return Lease(key, None)
 
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> Reader:
         """Return a function that answers every key with a lease without a token."""
         return lambda key: Lease(key, None)
 
@@ -33,7 +36,9 @@ class NullStore:
         """Return a lease without a token per ask."""
         return [Lease(ask.key, None) for ask in asks]
 
-    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
+    def batch_reader(
+        self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
+    ) -> BatchReader:
         """Return a function that answers every key with a lease without a token."""
         return lambda keys: [Lease(key, None) for key in keys]
 
@@ -45,7 +50,7 @@ class NullStore:
         """Refuse them all."""
         return [self.lease_set(*fill) for fill in fills]
 
-    def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+    def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Return a lease without a token."""
         return Lease(key, None)
 
@@ -59,7 +64,17 @@ class NullStore:
     def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
         """Do nothing: there is no value."""
 
-    def look(self, key: bytes) -> Hit | None:
+    def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> None:
+        """Return None: there is no guard record."""
+
+    def run(self) -> str:
+        """Return the mark of a server that forgets everything."""
+        return NO_RUN
+
+    def clear(self) -> None:
+        """Do nothing: there is no value."""
+
+    def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return None."""
         return None
 

@@ -26,7 +26,7 @@ class RedisCalls(ABC):
     def exchange(self, request: Exchange) -> Replies:
         """Send commands and return what was read, None each when no connection is old enough. Raises NodeError."""
 
-    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Answer:
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
         return self._hold(leases.lease_get(Ask(key, lease_for, refresh_ahead)))
 
@@ -38,7 +38,7 @@ class RedisCalls(ABC):
     def short_way(self, refresh_ahead: float, flags: int) -> ShortWay:
         """Return a look at a key that gives the value of a plain hit, and None when a lease-get is needed."""
 
-    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Reader:
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> Reader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
 
         A plain hit is a GET; only when that brings something else the scripts are asked.
@@ -51,7 +51,9 @@ class RedisCalls(ABC):
 
         return read
 
-    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> BatchReader:
+    def batch_reader(
+        self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
+    ) -> BatchReader:
         """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
 
         def read(keys: Sequence[bytes]) -> list[bytes | Answer | NodeError]:
@@ -72,7 +74,7 @@ class RedisCalls(ABC):
         """Give the lease back, so that the next reader wins at once. Raises NodeError."""
         self._hold(leases.release(lease))
 
-    def steal(self, key: bytes, token: Token, lease_for: float) -> Answer:
+    def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does. Raises NodeError.
 
         Of many who steal one token one gets a lease: the server compares the tokens.
@@ -86,7 +88,7 @@ class RedisCalls(ABC):
         """
         self._hold(leases.invalidate(keys, stale_for, scattered=self.scattered))
 
-    def look(self, key: bytes) -> Hit | None:
+    def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching its lease; the answer does not tell whether it is stale.
 
         Raises NodeError. Redis counts it as a use of the key.
