@@ -649,7 +649,7 @@ cdef class _Serving:
                 return value
         elif promise.state == CANCELLED:
             return promise.taken()  # raises
-        if promise.state == FAILED and promise.mux.died:  # over another connection it may be answered
+        if promise.state == FAILED and (promise.again or promise.mux.died):  # anew, it may be answered
             going_on = self._of._served(self._route, self._load, self._args, self._kwargs, promise.context)
         else:
             going_on = self._of._call._otherwise(

@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 """Compiled twin of leasecache._pure_mux: the requests of many tasks over one connection.
 
-Plain hits are read where the transport has put them; of every other reply `parse` is the judge, in both twins alike.
+Plain hits, and guard records that have not changed, are read where the transport has put them; of every other reply
+`parse` is the judge, in both twins alike.
 Every read of network bytes is bounded by the `end` that the caller passes down.
 """
 
@@ -14,7 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdio cimport snprintf
-from libc.string cimport memchr, memcpy, memmove
+from libc.string cimport memchr, memcmp, memcpy, memmove
 
 from leasecache._hot import parse_reply
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
@@ -35,6 +36,7 @@ cdef extern from *:
 cdef enum:
     QUIET = -1
     ANY_FLAGS = -1
+    RECORD = -2  # instead of flags: the request reads the guard record
     FIRST_BUFFER = 65536
     QUEUE_LIMIT = 262144
     EARLY = 4096
@@ -135,7 +137,7 @@ cdef class Pending:
         try:
             return (yield from self._promise)
         except NodeError:
-            if self._retry is None or not self._promise.mux.died:
+            if self._retry is None or not (self._promise.again or self._promise.mux.died):
                 raise
         except BaseException:
             self._promise.abandon()
@@ -368,10 +370,26 @@ cdef class _Mux:
 
     cdef int _send(self) except -1:
         data = PyBytes_FromStringAndSize(self._out, self._out_size)
+        self._record = None
         self._out_size = 0
         if self._out_room > 4 * QUEUE_LIMIT:
             self._resize_out(FIRST_BUFFER)
         self._transport.write(data)
+        return 0
+
+    cdef int _guard(self, _Promise promise, _Guarded guarded) except -1:
+        """Have the record read in front of this request, or of one before it that leaves with it."""
+        cdef _Promise record = self._record
+        if record is None or record.guard is not guarded.trust:
+            record = _promise(self, 1, guarded.guard, guarded.reply, RECORD)
+            record.guard = guarded.trust
+            record.known = guarded.known
+            self._put(PyBytes_AS_STRING(guarded.request), PyBytes_GET_SIZE(guarded.request))
+            self._queue.append(record)
+            self._record = record
+        promise.guard = guarded.guard
+        promise.known = guarded.known
+        promise.record = record
         return 0
 
     cdef int _add(self, _Promise promise) except -1:
@@ -406,6 +424,10 @@ cdef class _Mux:
         if self._first == len(self._queue):
             raise ProtocolError("a reply that nobody asked for")
         promise = <_Promise>self._queue[self._first]
+        if promise.flags == RECORD and _begins(data, end, <bytes>promise.context):
+            promise.outcome = promise.known
+            self._pop()
+            return PyBytes_GET_SIZE(<bytes>promise.context)
         if line_end == 0:
             if end > LINE_LIMIT + 1:
                 self._parse(data[:LINE_LIMIT + 2], 0)  # raises
@@ -413,15 +435,30 @@ cdef class _Mux:
         size = _value_size(data, line_end)
         whole = line_end if size < 0 else line_end + size + 2
         if size >= 0 and whole <= end and promise.flags != ANY_FLAGS and _plain(data, line_end, promise.flags):
-            if data[whole - 2] == c'\r' and data[whole - 1] == c'\n':
+            if promise.record is not None and promise.record.outcome is not promise.known:
+                pass  # the record has to be judged
+            elif data[whole - 2] == c'\r' and data[whole - 1] == c'\n':
                 self._pop()
                 self._give(promise, PyBytes_FromStringAndSize(data + line_end, size))
                 return whole
         parsed = self._parse(data[:whole if whole <= end else line_end], 0)
         if parsed is None:
             return 0
-        self._read(promise, parsed[0])
+        if promise.flags == RECORD:
+            self._see(promise, parsed[0])
+        else:
+            self._read(promise, parsed[0])
         return parsed[1]
+
+    cdef int _see(self, _Promise record, object reply) except -1:
+        """Note what a record that is not the known one says."""
+        try:
+            record.outcome = record.read.see(reply)
+        except ProtocolError:
+            raise
+        except NodeError as error:
+            record.outcome = error
+        return self._pop()
 
     cdef int _read(self, _Promise promise, object reply) except -1:
         """Add a reply to those of its request and, if it is the last, give what they mean."""
@@ -435,6 +472,7 @@ cdef class _Mux:
             and reply.value is not None
             and reply.flags == promise.flags
             and not (reply.won or reply.stale or reply.taken)
+            and (promise.record is None or promise.record.outcome is promise.known)
         ):
             self._pop()
             return self._give(promise, reply.value)
@@ -451,8 +489,21 @@ cdef class _Mux:
                 self._settle(promise, FAILED, self._named(error))
         else:
             self._pop()
-            self._give(promise, result if promise.flags == ANY_FLAGS else result[0])
+            if promise.record is None:
+                self._give(promise, result if promise.flags == ANY_FLAGS else result[0])
+            else:
+                self._judge(promise, result[0])
         return self._close_when_done()
+
+    cdef int _judge(self, _Promise promise, object answer) except -1:
+        """Give the answer to a guarded request, or why it is not to be believed: then its lease is given back."""
+        answer, fault, promise.again = promise.guard.judge(promise.known, promise.record.outcome, answer)
+        if fault is None:
+            return self._give(promise, answer)
+        self._owner.orphaned(self, answer)
+        if promise.state == WAITING:
+            self._settle(promise, FAILED, fault)
+        return 0
 
     cdef int _give(self, _Promise promise, object result) except -1:
         if promise.state == WAITING:
@@ -512,15 +563,34 @@ class Mux(_Mux, asyncio.BufferedProtocol):
     __slots__ = ()
 
 
+@cython.final
+cdef class _Guarded:
+    """How the requests of a reader are guarded, with what it needs of the record that is known."""
+
+    def __cinit__(self, guard):
+        self.guard = guard
+        self.trust = guard.trust
+        self.request = guard.request
+
+    cdef bint usable(self) except -1:
+        """Tell whether the record that is known can vouch for the function."""
+        if self.known is None or self.known is not self.trust.known:
+            self.known = self.guard.usable()
+            if self.known is not None:
+                self.prefix, self.reply = self.known.prefix, self.known.reply
+        return self.known is not None
+
+
 cdef class MuxReader:
     """Lease-gets with the same terms; called with a key it gives an awaitable, of the value alone for a plain hit."""
 
-    def __init__(self, dict muxes not None, tuple request not None, long long flags, read, retry):
+    def __init__(self, dict muxes not None, tuple request not None, long long flags, read, retry, guard=None):
         self._muxes = muxes
         self._head, self._middle, self._end = request
         self._flags = flags
         self._read = read
         self._retry = retry
+        self._guarded = None if guard is None else _Guarded.__new__(_Guarded, guard)
 
     def __call__(self, bytes key not None):
         cdef _Promise promise = self.ask(key)
@@ -535,14 +605,25 @@ cdef class MuxReader:
         mux = <_Mux?>found
         if not mux.open or mux._out_size >= QUEUE_LIMIT:
             return None
+        if self._guarded is not None and not self._guarded.usable():
+            return None
         promise = _promise(mux, 1, self._read, key, self._flags)
+        if self._guarded is not None:
+            mux._guard(promise, self._guarded)
         mux._put(PyBytes_AS_STRING(self._head), PyBytes_GET_SIZE(self._head))
+        if self._guarded is not None:
+            mux._put(PyBytes_AS_STRING(self._guarded.prefix), PyBytes_GET_SIZE(self._guarded.prefix))
         mux._put(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         mux._put(PyBytes_AS_STRING(self._middle), PyBytes_GET_SIZE(self._middle))
         mux._put_mark()
         mux._put(PyBytes_AS_STRING(self._end), PyBytes_GET_SIZE(self._end))
         mux._add(promise)
         return promise
+
+
+cdef bint _begins(const char *data, Py_ssize_t end, bytes expected) noexcept:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(expected)
+    return size <= end and memcmp(data, PyBytes_AS_STRING(expected), size) == 0
 
 
 cdef Py_ssize_t _line_end(const char *data, Py_ssize_t end) noexcept:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from leasecache._hot import Reply
-from leasecache._pure_mux import Epochs, Owner
+from leasecache._pure_mux import Epochs, Guard, Owner
 
 Read = Callable[[list[Reply], int, int, Any], Any]
 
@@ -73,5 +73,6 @@ class MuxReader:
         flags: int,
         read: Read,
         retry: Callable[[bytes], Awaitable[Any]],
+        guard: Guard | None = None,
     ) -> None: ...
     def __call__(self, key: bytes) -> Awaitable[Any]: ...

@@ -3,6 +3,9 @@
 Replies of the meta protocol come in the order of their requests, so a queue tells whose each one is. Requests of one
 turn of the event loop leave together. Whatever could shift that order ends the connection: a reply that its
 command cannot have, a reply that nobody asked for, one that does not come in time.
+
+The guarded requests of one write share one reading of the guard record, in front of the first of them: the server reads
+it before any of their keys, and after each of their calls began.
 """
 
 import asyncio
@@ -44,12 +47,45 @@ class Epochs(Protocol):
     latest: int
 
 
+class Known(Protocol):
+    """A guard record that a node has shown; see `leasecache.stores.trust`."""
+
+    prefix: bytes  # of the keys of its generation
+    reply: bytes  # that shows it
+
+
+class Trust(Protocol):
+    """What is known of a node's guard record."""
+
+    known: Any  # the record read last, None when there is none
+
+
+class Guard(Protocol):
+    """How requests of one function are guarded."""
+
+    trust: Trust  # requests that share it share a reading of the record
+    request: bytes  # reads it
+
+    def usable(self) -> Any:
+        """Return what is Known when it can vouch for the function; None: another request has to ask first."""
+
+    def see(self, reply: Reply) -> Any:
+        """Return what the reply to `request` makes Known, None for no record. Raises NodeError."""
+
+    def judge(self, asked: Any, seen: Any, answer: Any) -> tuple[Any, NodeError | None, bool]:
+        """Return the answer to a request under `asked`, when `seen` was read before it: Known, None or an error.
+
+        Then whether it is to be believed: None, or the error; and if not, whether to ask anew.
+        """
+
+
 class Pending:
     """A request on its way; awaiting it gives what its replies mean. Raises NodeError."""
 
     __slots__ = (
-        *("_context", "_count", "_deadline", "_epoch", "_flags"),
-        *("_future", "_mux", "_read", "_replies", "_retry"),
+        "deadline",
+        *("_again", "_context", "_count", "_epoch", "_flags", "_future"),
+        *("_guard", "_known", "_mux", "_read", "_record", "_replies", "_retry"),
     )
 
     def __init__(self, mux: "Mux", count: int, read: Read, context: Any, flags: int, retry: Any) -> None:
@@ -59,16 +95,20 @@ class Pending:
         self._context = context
         self._flags = flags
         self._epoch = mux._epochs.latest  # before the request is sent: a later connection may be to a restarted server
-        self._deadline = time.monotonic() + mux._timeout
+        self.deadline = time.monotonic() + mux._timeout
         self._replies: list[Reply] = []
         self._mux = mux
         self._retry = retry
+        self._again = False  # it may be answered when it is asked anew
+        self._guard: Guard | None = None
+        self._known: Any = None  # the record under whose generation it was asked
+        self._record: _Record | None = None  # the reading of the record before it
 
     def __await__(self) -> Generator[Any, None, Any]:
         try:
             return (yield from self._future)
         except NodeError:
-            if self._retry is None or not self._mux.died:
+            if self._retry is None or not (self._again or self._mux.died):
                 raise
         except BaseException:
             self._abandon()
@@ -88,13 +128,24 @@ class Pending:
             self._mux._owner.orphaned(self._mux, future.result())
 
 
+class _Record:
+    """A reading of the guard record, for the requests behind it in the same write."""
+
+    __slots__ = ("deadline", "guard", "seen")
+
+    def __init__(self, guard: Guard, deadline: float) -> None:
+        self.guard = guard
+        self.deadline = deadline
+        self.seen: Any = None  # Known, None or the error
+
+
 class Mux(asyncio.BufferedProtocol):
     """Sends the requests of all tasks of one event loop over one connection and gives each its replies."""
 
     __slots__ = (
         *("born", "closed", "died", "loop", "mark", "open"),
         *("_epochs", "_error", "_flushing", "_name", "_out", "_out_size", "_owner", "_parse", "_paused", "_pending"),
-        *("_rest", "_room", "_served", "_timeout", "_timer", "_transport", "_waiters"),
+        *("_record", "_rest", "_room", "_served", "_timeout", "_timer", "_transport", "_waiters"),
     )
 
     def __init__(
@@ -123,7 +174,8 @@ class Mux(asyncio.BufferedProtocol):
         self._name = name
         self._parse = parse
         self._transport: Any = None
-        self._pending: deque[Pending] = deque()
+        self._pending: deque[Pending | _Record] = deque()
+        self._record: _Record | None = None  # among what waits to be sent
         self._out: list[bytes] = []
         self._out_size = 0
         self._flushing = self._paused = self._served = False
@@ -223,6 +275,16 @@ class Mux(asyncio.BufferedProtocol):
         self._paused = False
         self._flush()
 
+    def _guard(self, pending: Pending, guard: Guard, known: Any) -> None:
+        """Have the record read in front of this request, or of one before it that leaves with it."""
+        record = self._record
+        if record is None or record.guard.trust is not guard.trust:
+            record = self._record = _Record(guard, pending.deadline)
+            self._pending.append(record)
+            self._out.append(guard.request)
+            self._out_size += len(guard.request)
+        pending._guard, pending._known, pending._record = guard, known, record
+
     def _add(self, pending: Pending, request: bytes) -> None:
         self._pending.append(pending)
         self._out.append(request)
@@ -248,6 +310,7 @@ class Mux(asyncio.BufferedProtocol):
                     waiter.set_result(None)
 
     def _send(self) -> None:
+        self._record = None
         data = b"".join(self._out)
         self._out.clear()
         self._out_size = 0
@@ -255,7 +318,9 @@ class Mux(asyncio.BufferedProtocol):
 
     def _take(self, reply: Reply) -> None:
         pending = self._pending[0]
-        if pending._flags != ANY_FLAGS:
+        if isinstance(pending, _Record):
+            self._see(pending, reply)
+        elif pending._flags != ANY_FLAGS:
             self._finish(pending, self._found(pending, reply))
         elif pending._count == QUIET and reply.code != b"MN":
             pending._replies.append(reply)
@@ -265,13 +330,35 @@ class Mux(asyncio.BufferedProtocol):
             if len(pending._replies) >= pending._count:
                 self._finish(pending, self._read(pending))
 
+    def _see(self, record: _Record, reply: Reply) -> None:
+        try:
+            record.seen = record.guard.see(reply)
+        except ProtocolError:
+            raise
+        except NodeError as error:
+            record.seen = error
+        self._pending.popleft()
+        self._served = True
+
     def _found(self, pending: Pending, reply: Reply) -> Any:
-        plain = not (reply.won or reply.stale or reply.taken)
+        record = pending._record
+        plain = not (reply.won or reply.stale or reply.taken) and (record is None or record.seen is pending._known)
         if plain and reply.code == b"VA" and reply.value is not None and reply.flags == pending._flags:
             return reply.value
         pending._replies.append(reply)
         answers = self._read(pending)
-        return answers if isinstance(answers, NodeError) else answers[0]
+        if isinstance(answers, NodeError):
+            return answers
+        return answers[0] if record is None else self._judged(pending, record, answers[0])
+
+    def _judged(self, pending: Pending, record: _Record, answer: Any) -> Any:
+        """Return the answer to a guarded request, or why it is not to be believed: then its lease is given back."""
+        assert pending._guard is not None
+        answer, fault, pending._again = pending._guard.judge(pending._known, record.seen, answer)
+        if fault is None:
+            return answer
+        self._owner.orphaned(self, answer)
+        return fault
 
     def _read(self, pending: Pending) -> Any:
         """Return what the replies mean, or the error that is this request's alone."""
@@ -299,7 +386,7 @@ class Mux(asyncio.BufferedProtocol):
         self._timer = None
         if not self._pending:
             return
-        late = time.monotonic() - self._pending[0]._deadline
+        late = time.monotonic() - self._pending[0].deadline
         if late < 0:
             self._timer = self.loop.call_later(-late, self._tick, True)
         elif grace:  # the loop was held up for so long, and has not read what may be there
@@ -317,7 +404,7 @@ class Mux(asyncio.BufferedProtocol):
         self._transport.abort()
         self._owner.lost(self, error if self._pending or failed else None, failed)
         self._out.clear()
-        waiting: list[asyncio.Future[Any]] = [pending._future for pending in self._pending]
+        waiting: list[asyncio.Future[Any]] = [p._future for p in self._pending if isinstance(p, Pending)]
         self._pending.clear()
         for future in waiting + self._waiters:
             if not future.done():
@@ -334,7 +421,7 @@ class Mux(asyncio.BufferedProtocol):
 class MuxReader:
     """Lease-gets with the same terms; called with a key it gives an awaitable, of the value alone for a plain hit."""
 
-    __slots__ = ("_flags", "_muxes", "_read", "_request", "_retry")
+    __slots__ = ("_flags", "_guard", "_muxes", "_read", "_request", "_retry")
 
     def __init__(
         self,
@@ -343,19 +430,26 @@ class MuxReader:
         flags: int,
         read: Read,
         retry: Callable[[bytes], Awaitable[Any]],
+        guard: Guard | None = None,
     ) -> None:
         """`muxes` are the open connections, `request` stands around key and mark; `retry` does what these cannot."""
         self._muxes = muxes
-        self._request = b"%b%%b%b%%b%b" % request
+        self._request = b"%b%%b%%b%b%%b%b" % request
         self._flags = flags
         self._read = read
         self._retry = retry
+        self._guard = guard
 
     def __call__(self, key: bytes) -> Awaitable[Any]:
         mux = self._muxes.get(asyncio.get_running_loop())
         if mux is None or not mux.open or mux.full:
             return self._retry(key)
-        request = self._request % (key, mux.mark())
+        known = None if self._guard is None else self._guard.usable()
+        if self._guard is not None and known is None:
+            return self._retry(key)
         pending = Pending(mux, 1, self._read, (key,), self._flags, self._retry)
-        mux._add(pending, request)
+        if self._guard is not None:
+            mux._guard(pending, self._guard, known)
+        prefix = b"" if known is None else known.prefix
+        mux._add(pending, self._request % (prefix, key, mux.mark()))
         return pending

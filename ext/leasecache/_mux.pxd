@@ -23,6 +23,9 @@ cdef class _Promise:
     cdef Py_ssize_t count
     cdef long long flags, epoch
     cdef double deadline
+    cdef object guard, known  # of a guarded request; `known` is the record under whose generation it was asked
+    cdef _Promise record  # … the reading of the record before it, whose outcome is Known, None or the error
+    cdef bint again  # it may be answered when it is asked anew
 
     cdef object taken(self)
     cdef int abandon(self) except -1
@@ -38,6 +41,7 @@ cdef class _Mux:
     cdef object _parse, _transport, _timer, _error
     cdef list _queue  # of _Promise; those before `_first` have been answered
     cdef Py_ssize_t _first
+    cdef _Promise _record  # among what waits to be sent
     cdef list _waiters
     cdef object _go  # a future that is done: an exact one is what a task looks at fastest
     cdef list _settled  # of _Promise: their tasks are to go on
@@ -53,10 +57,13 @@ cdef class _Mux:
     cdef int _put_mark(self) except -1
     cdef int _resize_out(self, Py_ssize_t room) except -1
     cdef int _send(self) except -1
+    cdef int _guard(self, _Promise promise, _Guarded guarded) except -1
     cdef int _add(self, _Promise promise) except -1
     cdef int _pop(self) except -1
     cdef Py_ssize_t _take(self, const char *data, Py_ssize_t end) except -1
+    cdef int _see(self, _Promise record, object reply) except -1
     cdef int _read(self, _Promise promise, object reply) except -1
+    cdef int _judge(self, _Promise promise, object answer) except -1
     cdef int _give(self, _Promise promise, object result) except -1
     cdef int _settle(self, _Promise promise, State state, object outcome) except -1
     cdef int _close_when_done(self) except -1
@@ -65,10 +72,19 @@ cdef class _Mux:
     cdef object _named(self, error)
 
 
+cdef class _Guarded:
+    cdef object guard, trust
+    cdef object known  # as the guard has found it usable
+    cdef bytes request, prefix, reply
+
+    cdef bint usable(self) except -1
+
+
 cdef class MuxReader:
     cdef dict _muxes
     cdef bytes _head, _middle, _end
     cdef long long _flags
     cdef object _read, _retry
+    cdef _Guarded _guarded  # None = its requests are not
 
     cdef _Promise ask(self, bytes key)  # None when there is no connection that could take it
