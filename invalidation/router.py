@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from leasecache.errors import DefinitionError, SourceError
 from leasecache.invalidation.pgoutput import UNCHANGED, Change, Delete, Insert, Relation, Truncate, Tuple, Update, Value
-from leasecache.invalidation.stream import Loss, Touched
+from leasecache.invalidation.stream import Touched
 from leasecache.keys import KeyTemplate, key_prefix
 from leasecache.messages import read_payload
 from leasecache.rules import Rule, RuleSet
@@ -65,25 +65,30 @@ class Router:
         target = self._find(change.relid)
         if target is None:
             return
+        touched.table_rows[target.table] += 1
         for rule in target.broken:
-            touched.losses[Loss("column", target.table, rule.function)] += 1
+            touched.lose("column", target.table, rule.function)
         for route in target.routes:
             for key in _keys(change, target, route, touched):
-                _touch(touched, key, route.rule.stale_for)
+                touched.touch(key, route.rule.stale_for)
+                touched.rule_keys[route.rule.function, target.table] += 1
 
     def hear(self, content: bytes, touched: Touched) -> str | None:
-        """Add the keys of a commit message that are of this namespace; return what of it was not understood."""
-        keys, fault = read_payload(content)
+        """Add what a commit message says about this namespace; return what of it was not understood."""
+        keys, namespaces, fault = read_payload(content)
         for key, stale_for in keys.items():
             if key.startswith(self._prefix):
-                _touch(touched, key, stale_for)
+                touched.name(key, stale_for)
+        if any((named + b":").startswith(self._prefix) for named in namespaces):
+            touched.lose("namespace")
         return fault
 
     def _truncate(self, change: Truncate, touched: Touched) -> None:
         for relid in change.relids:
             target = self._find(relid)
             if target is not None:
-                touched.losses[Loss("truncate", target.table, "*")] += 1
+                touched.table_rows[target.table] += 1
+                touched.lose("truncate", target.table)
 
     def _find(self, relid: int) -> Target | None:
         try:
@@ -106,12 +111,6 @@ def _target(relation: Relation, compiled: Iterable[tuple[Rule, tuple[str, ...], 
     return Target(f"{relation.schema}.{relation.table}", keys, tuple(routes), tuple(broken))
 
 
-def _touch(touched: Touched, key: bytes, stale_for: float) -> None:
-    known = touched.keys.get(key)
-    if known is None or stale_for < known:
-        touched.keys[key] = stale_for
-
-
 def _keys(change: Insert | Update | Delete, target: Target, route: Route, touched: Touched) -> list[bytes]:
     if isinstance(change, Insert):
         return _rendered(change.new, target, route, touched)
@@ -127,7 +126,7 @@ def _update_keys(change: Update, target: Target, route: Route, touched: Touched)
     new = change.new if old is None else _filled(change.new, old, target.keys)
     keys = _rendered(new, target, route, touched)
     if not route.covered:
-        touched.losses[Loss("identity", target.table, route.rule.function)] += 1
+        touched.lose("identity", target.table, route.rule.function)
     elif old is not None:
         keys += _rendered(old, target, route, touched)
     return keys  # without an old tuple the identity, and so the key, did not change
@@ -136,7 +135,7 @@ def _update_keys(change: Update, target: Target, route: Route, touched: Touched)
 def _delete_keys(change: Delete, target: Target, route: Route, touched: Touched) -> list[bytes]:
     if route.covered:
         return _rendered(change.old, target, route, touched)
-    touched.losses[Loss("identity", target.table, route.rule.function)] += 1
+    touched.lose("identity", target.table, route.rule.function)
     return []
 
 
@@ -158,13 +157,13 @@ def _rendered(row: Tuple, target: Target, route: Route, touched: Touched) -> lis
     for i in route.fields:
         value = _at(row, i)
         if value is UNCHANGED:
-            touched.losses[Loss("toast", target.table, route.rule.function)] += 1
+            touched.lose("toast", target.table, route.rule.function)
             return []
         values.append(value)
     try:
         return [route.render(values)]
     except ValueError:  # the column's text is not of the rule's kind
-        touched.losses[Loss("value", target.table, route.rule.function)] += 1
+        touched.lose("value", target.table, route.rule.function)
         return []
 
 

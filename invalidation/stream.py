@@ -9,7 +9,7 @@ https://www.postgresql.org/docs/current/protocol-replication.html
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from leasecache.errors import SourceError
 from leasecache.invalidation.pgoutput import (
@@ -28,10 +28,12 @@ from leasecache.invalidation.pgoutput import (
     decode,
 )
 from leasecache.invalidation.wire import Reader
-from leasecache.messages import PREFIX
+from leasecache.messages import DDL_PREFIX, PREFIX
 
+MOST_KEYS = 100_000  # that one transaction may touch before all keys go instead
 POSTGRES_EPOCH = 946_684_800  # 2000-01-01 UTC in Unix seconds
 
+_TAG_MOST = 100  # bytes of a command tag
 _STATUS = struct.Struct("!cQQQqB")
 
 
@@ -52,9 +54,12 @@ class Data(NamedTuple):
 class Loss(NamedTuple):
     """A change whose keys cannot be known from the stream."""
 
-    reason: str  # "truncate" | "toast" | "identity" | "column" | "value"
-    table: str
+    reason: str  # "truncate" | "toast" | "identity" | "column" | "value" | "keys" | "namespace" | "messages"
+    table: str  # "*" = several
     function: str  # whose keys stay stale; "*" = all of the table
+
+
+_TOO_MANY = Loss("keys", "*", "*")
 
 
 class Garbage(NamedTuple):
@@ -63,14 +68,62 @@ class Garbage(NamedTuple):
     reason: str
 
 
+class Drift(NamedTuple):
+    """A statement changed the schema or the publication in the transaction that is arriving."""
+
+    tag: str  # "ALTER PUBLICATION"
+
+
 @dataclass(slots=True)
 class Touched:
     """What the open transaction has touched so far."""
 
     keys: dict[bytes, float] = field(default_factory=dict)  # key → s it may be served stale, the least of its rules
+    explicit: dict[bytes, float] = field(default_factory=dict)  # the same of keys that commit messages name
+    everything: str | None = None  # why keys are missing, so that all of the namespace must go: the reason of a loss
     losses: Counter[Loss] = field(default_factory=Counter)
+    table_rows: Counter[str] = field(default_factory=Counter)  # rows of tables that have rules
+    rule_keys: Counter[tuple[str, str]] = field(default_factory=Counter)  # (function, table) → keys rendered
     rows: int = 0
     messages: int = 0
+
+    def __len__(self) -> int:
+        """Return how many keys there are."""
+        return len(self.keys) + len(self.explicit.keys() - self.keys.keys() if self.explicit else ())
+
+    def touch(self, key: bytes, stale_for: float) -> None:
+        """Add a key of a row; of several wishes for one key the strictest holds."""
+        _add(self.keys, key, stale_for)
+
+    def name(self, key: bytes, stale_for: float) -> None:
+        """Add a key that a commit message names."""
+        _add(self.explicit, key, stale_for)
+
+    def lose(self, reason: str, table: str = "*", function: str = "*") -> None:
+        """Note that some key is missing."""
+        self.losses[Loss(reason, table, function)] += 1
+        self.everything = self.everything or reason
+
+    def shed(self, most: int) -> None:
+        """Drop keys of which there are more than `most`: for those of rows a new generation must do."""
+        if len(self.keys) > most:
+            if _TOO_MANY not in self.losses:
+                self.lose(_TOO_MANY.reason)
+            self.keys = {}
+        if len(self.explicit) > most:
+            self.lose("messages")
+            self.explicit = {}
+
+    def settle(self) -> None:
+        """Drop at the end what has come since keys were dropped."""
+        if _TOO_MANY in self.losses:
+            self.keys = {}
+
+
+def _add(keys: dict[bytes, float], key: bytes, stale_for: float) -> None:
+    known = keys.get(key)
+    if known is None or stale_for < known:
+        keys[key] = stale_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +134,9 @@ class Transaction:
     end_lsn: int
     committed_at: float  # Unix s, by the server's clock
     touched: Touched
+
+
+Event: TypeAlias = Transaction | Keepalive | Garbage | Drift
 
 
 class Rows(Protocol):
@@ -130,10 +186,12 @@ def unix_to_micros(seconds: float) -> int:
 class Stream:
     """Assemble transactions from frames."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, most_keys: int = MOST_KEYS) -> None:
+        """Keep at most `most_keys` keys of a transaction, however many rows it has."""
         self._rows = rows
+        self._most_keys = most_keys
         self._begin: Begin | None = None
-        self._touched = Touched()
+        self.touched = Touched()  # by the open transaction
         self.received = 0  # highest position the server has reported
 
     @property
@@ -141,28 +199,29 @@ class Stream:
         """Whether a transaction has begun and its Commit has not arrived."""
         return self._begin is not None
 
-    def receive(self, frame: bytes) -> Transaction | Keepalive | Garbage | None:
-        """Take one frame; return a keepalive, the transaction it completes, or what is wrong with a commit message."""
+    def receive(self, frame: bytes) -> Event | None:
+        """Take one frame; return a keepalive, the transaction it completes, or what a message means."""
         parsed = parse_frame(frame)
         self.received = max(self.received, parsed.wal_end)
         if isinstance(parsed, Keepalive):
             return parsed
         return self._take(decode(parsed.payload))
 
-    def _take(self, message: AnyMessage) -> Transaction | Garbage | None:
+    def _take(self, message: AnyMessage) -> Event | None:
         if type(message) not in _ALLOWED[self.in_transaction]:
             where = "inside" if self.in_transaction else "outside"
             raise SourceError(f"{type(message).__name__} arrived {where} a transaction")
         if isinstance(message, (Insert, Update, Delete, Truncate)):
-            self._touched.rows += 1
-            self._rows.route(message, self._touched)
+            self.touched.rows += 1
+            self._rows.route(message, self.touched)
+            self.touched.shed(self._most_keys)
         elif isinstance(message, Begin):
-            self._begin, self._touched = message, Touched()
+            self._begin, self.touched = message, Touched()
         elif isinstance(message, Commit):
             return self._complete(message)
         elif isinstance(message, Relation):
             self._rows.describe(message)
-        elif isinstance(message, Message) and message.prefix == PREFIX:
+        elif isinstance(message, Message):
             return self._hear(message)
         return None
 
@@ -172,18 +231,24 @@ class Stream:
             raise SourceError("Commit does not belong to the transaction that began")
         self._begin = None
         self.received = max(self.received, commit.end_lsn)
+        self.touched.settle()
         return Transaction(
             xid=begin.xid,
             end_lsn=commit.end_lsn,
             committed_at=commit.committed_at / 1e6 + POSTGRES_EPOCH,
-            touched=self._touched,
+            touched=self.touched,
         )
 
-    def _hear(self, message: Message) -> Garbage | None:
+    def _hear(self, message: Message) -> Garbage | Drift | None:
+        if message.prefix not in (PREFIX, DDL_PREFIX):
+            return None
         if not (message.transactional and self.in_transaction):
             return Garbage("sent without regard to its transaction")  # which may be open still, or rolled back
-        self._touched.messages += 1
-        fault = self._rows.hear(message.content, self._touched)
+        if message.prefix == DDL_PREFIX:
+            return Drift(message.content[:_TAG_MOST].decode(errors="replace"))
+        self.touched.messages += 1
+        fault = self._rows.hear(message.content, self.touched)
+        self.touched.shed(self._most_keys)
         return None if fault is None else Garbage(fault)
 
 

@@ -5,14 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leasecache import messages
+from leasecache._accel import shorten
 from leasecache.errors import ConfigError
 from leasecache.invalidation.router import Router
-from leasecache.invalidation.stream import Touched
+from leasecache.invalidation.stream import Loss, Touched
 from leasecache.messages import MOST_BYTES, build_message, read_payload
 from leasecache.rules import RuleSet
 from leasecache.transaction import asend, send
 
 KEYS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=250).map(str.encode)
+_UUID = b"s:ta0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
 TIMES = st.integers(0, 10**9) | st.floats(0, 10**6).map(lambda seconds: round(seconds, 6))
 
 
@@ -26,7 +28,7 @@ def test_the_payload_is_fixed() -> None:
 @given(st.dictionaries(KEYS, TIMES, max_size=20))
 def test_what_is_written_can_be_read(keys: dict[bytes, float]) -> None:
     """Every key comes back with its seconds."""
-    assert read_payload(build_message(keys).parameters[0].encode()) == (keys, None)
+    assert read_payload(build_message(keys).parameters[0].encode()) == (keys, frozenset(), None)
 
 
 @pytest.mark.parametrize("key", [b"", b"a b", b"a\n0 b", b"\xff", b"x" * 251, "text", None])
@@ -51,7 +53,7 @@ def test_the_payload_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_payload(message.parameters[0].encode()).fault is None
     with pytest.raises(ValueError, match="3 keys do not fit into the 17 bytes of a commit message; send several"):
         build_message(dict.fromkeys(keys, 0))
-    assert read_payload(b"1" + b"\n0 key:0" * 3) == ({}, "25 bytes are more than 17")
+    assert read_payload(b"1" + b"\n0 key:0" * 3) == ({}, frozenset(), "25 bytes are more than 17")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,19 @@ def test_the_payload_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"1", {}, None),
         (b"1\n0 a\n5 a\n3 b\n1 b", {b"a": 0, b"b": 1}, None),
         (b"1\n0 a some=thing more", {b"a": 0}, None),
-        (b"1\n0 a\n* shop\n0 b\n-1 c", {b"a": 0, b"b": 0}, "unknown line b'* shop'"),
+        (b"1\n0 a\n+ shop\n0 b\n-1 c", {b"a": 0, b"b": 0}, "unknown line b'+ shop'"),
+        (b"1\n= 0 s:{int}:{str} 7 a%20%C3%BC", {b"s:7:a%20%C3%BC": 0}, None),
+        (b"1\n= 2.5 s:{str}:x \n0 s::x", {b"s::x": 0}, None),
+        (b"1\n= 0 s:{str} !\n= 0 t:{str} %21", {b"s:!": 0, b"t:%21": 0}, None),
+        (b"1\n= 0 s:{bool}{uuid} t a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11 later", {_UUID: 0}, None),
+        (b"1\n= 0 s:{bytes}:{date} %5Cx00ff 2024-02-29", {b"s:%00%FF:2024-02-29": 0}, None),
+        (b"1\n= 0 s:{str} " + b"x" * 300, {shorten(b"s:" + b"x" * 300): 0}, None),
+        (b"1\n= 0 s", {b"s": 0}, None),
+        (b"1\n= 0 s:{int}", {}, "unknown line b'= 0 s:{int}'"),
+        (b"1\n= 0 s:{int} x", {}, "unknown line b'= 0 s:{int} x'"),
+        (b"1\n= 0 s:{float} 1", {}, "unknown line b'= 0 s:{float} 1'"),
+        (b"1\n= 0 s:{} 1", {}, "unknown line b'= 0 s:{} 1'"),
+        (b"1\n= 0 s:{str} %2", {}, "unknown line b'= 0 s:{str} %2'"),
         (b"2\n0 a", {}, "unknown version b'2'"),
         (b"", {}, "unknown version b''"),
         (b"\x00\xff", {}, r"unknown version b'\x00\xff'"),
@@ -73,13 +87,26 @@ def test_the_payload_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_reading(content: bytes, keys: dict[bytes, float], fault: str | None) -> None:
     """The strictest of several wishes holds, later versions' additions are passed over, and the rest is named."""
-    assert read_payload(content) == (keys, fault)
+    assert read_payload(content) == (keys, frozenset(), fault)
+
+
+def test_namespaces() -> None:
+    """All of a namespace is one line, beside keys or alone; what is no namespace is refused where it is sent."""
+    payload = build_message({b"shop:a": 1}, namespaces=["shop", "b.l-o_g"]).parameters[0]
+    assert payload == "1\n1 shop:a\n* shop\n* b.l-o_g"
+    assert read_payload(payload.encode() + b" later\n* a b\n* a:b\n*") == (
+        {b"shop:a": 1},
+        frozenset({b"shop", b"b.l-o_g", b"a"}),
+        "unknown line b'* a:b'",
+    )
+    with pytest.raises(ConfigError, match="namespace 'a:b'"):
+        build_message({}, namespaces=["a:b"])
 
 
 @given(st.binary(max_size=80) | st.binary(max_size=80).map(lambda rest: b"1\n0 a\n" + rest))
 def test_garbage(content: bytes) -> None:
     """Any bytes give keys that a cache takes."""
-    keys, fault = read_payload(content)
+    keys, _, fault = read_payload(content)
     assert fault is None or isinstance(fault, str)
     assert read_payload(build_message(keys).parameters[0].encode()).keys == keys
 
@@ -95,11 +122,24 @@ def test_a_payload_too_long_is_not_taken_apart() -> None:
 def test_keys_of_other_namespaces_are_passed_over(namespace: str | None, keys: dict[bytes, float]) -> None:
     """A daemon heeds the keys of its own namespace; of several wishes in one transaction the strictest holds."""
     touched = Touched()
-    touched.keys[b"shop:a:1"] = 30.0
+    touched.name(b"shop:a:1", 30.0)
     router = Router(RuleSet(namespace=namespace, rules=()))
     assert router.hear(b"1\n0 shop:a:1\n2 shopping:a:1", touched) is None
-    assert touched.keys == keys
+    assert (touched.keys, touched.explicit, touched.everything) == ({}, keys, None)
     assert router.hear(b"?", touched) == "unknown version b'?'"
+
+
+@pytest.mark.parametrize(
+    ("namespace", "named", "everything"),
+    [("shop", "shop", True), ("shop", "shopping", False), ("shop", "sho", False), (None, "shop", True)],
+)
+def test_all_of_a_namespace(namespace: str | None, named: str, everything: bool) -> None:
+    """A message that gives up the daemon's namespace touches everything; another one's is passed over."""
+    touched = Touched()
+    router = Router(RuleSet(namespace=namespace, rules=()))
+    assert router.hear(b"1\n* " + named.encode(), touched) is None
+    assert touched.everything == ("namespace" if everything else None)
+    assert touched.losses == ({Loss("namespace", "*", "*"): 1} if everything else {})
 
 
 @pytest.mark.parametrize("conn", [object(), None, "postgresql://", 5])

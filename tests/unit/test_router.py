@@ -135,8 +135,24 @@ def test_composite_keys_follow_the_template() -> None:
 
 def test_truncate_is_a_loss() -> None:
     """A truncated table is counted, because its rows are not sent; tables without rules are not."""
-    assert routed(FULL, Truncate((1,), 0)).losses == {Loss("truncate", "public.comments", "*"): 1}
+    touched = routed(FULL, Truncate((1,), 0))
+    assert (touched.losses, touched.everything) == ({Loss("truncate", "public.comments", "*"): 1}, "truncate")
     assert not routed(FULL._replace(table="other"), Truncate((1,), 0)).losses
+
+
+def test_what_is_counted() -> None:
+    """Rows are counted by table, keys by function and table, every time they are rendered."""
+    touched = routed(INDEX, Update(1, "K", (b"1", b"7", None), (b"1", b"8", b"x")), rule(), rule(function="f"))
+    assert touched.table_rows == {"public.comments": 1}
+    assert touched.rule_keys == {("get_comments", "public.comments"): 2, ("f", "public.comments"): 2}
+    assert routed(FULL._replace(table="other"), Insert(1, (b"1", b"7", b"x"))) == Touched()
+
+
+def test_every_loss_gives_up_everything() -> None:
+    """Guard: a key that is missing cannot be listed, so everything goes; the keys that are known go as well."""
+    touched = routed(DEFAULT, Update(1, None, None, (b"1", b"8", b"x")))
+    assert (touched.keys, touched.everything) == (keys(8), "identity")
+    assert routed(INDEX, Update(1, None, None, (b"1", b"8", b"x"))).everything is None
 
 
 def test_a_value_that_is_not_of_the_kind_is_a_loss() -> None:

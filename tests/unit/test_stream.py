@@ -13,8 +13,10 @@ from leasecache.invalidation.lsn import format_lsn, parse_lsn
 from leasecache.invalidation.pgoutput import Change, Commit, Delete, Insert, Relation, Update, decode
 from leasecache.invalidation.stream import (
     Data,
+    Drift,
     Garbage,
     Keepalive,
+    Loss,
     Stream,
     Touched,
     Transaction,
@@ -47,7 +49,7 @@ class Recorder:
     def hear(self, content: bytes, touched: Touched) -> str | None:
         """Touch the key that is the message, unless it is empty."""
         if content:
-            touched.keys[content] = 5.0
+            touched.name(content, 5.0)
         return None if content else "empty"
 
 
@@ -126,11 +128,20 @@ def emitted(content: bytes, *, prefix: bytes = b"leasecache", transactional: int
 def test_commit_messages_belong_to_their_transaction() -> None:
     """What a message of our prefix names is touched by its transaction; those of others are passed over."""
     stream = Stream(Recorder())
-    for payload in (BEGIN, emitted(b"a"), emitted(b"b", prefix=b"leasecache.ddl"), emitted(b"c", prefix=b""), INSERT):
+    for payload in (BEGIN, emitted(b"a"), emitted(b"b", prefix=b"leasecache.x"), emitted(b"c", prefix=b""), INSERT):
         assert stream.receive(data(payload)) is None
     done = stream.receive(data(COMMIT))
     assert isinstance(done, Transaction)
-    assert (done.touched.keys, done.touched.messages) == ({b"a": 5.0, b"1": 0.0}, 1)
+    assert (done.touched.keys, done.touched.explicit, done.touched.messages) == ({b"1": 0.0}, {b"a": 5.0}, 1)
+
+
+def test_keys_of_rows_and_messages_are_kept_apart() -> None:
+    """A key that both name is one key, and what a message says of it is not what a row says."""
+    touched = Touched()
+    touched.touch(b"a", 5.0)
+    touched.name(b"a", 1.0)
+    touched.name(b"b", 2.0)
+    assert (len(touched), touched.keys, touched.explicit) == (2, {b"a": 5.0}, {b"a": 1.0, b"b": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -138,6 +149,7 @@ def test_commit_messages_belong_to_their_transaction() -> None:
     [
         (emitted(b""), "empty"),
         (emitted(b"a", transactional=0), "sent without regard to its transaction"),
+        (emitted(b"ALTER TABLE", prefix=b"leasecache.ddl", transactional=0), "sent without regard to its transaction"),
     ],
 )
 def test_garbled_messages(payload: bytes, reason: str) -> None:
@@ -148,6 +160,66 @@ def test_garbled_messages(payload: bytes, reason: str) -> None:
     done = stream.receive(data(COMMIT))
     assert isinstance(done, Transaction)
     assert done.touched.keys == {}
+
+
+def test_drift() -> None:
+    """A tag that an event trigger sent is handed back, whatever its bytes; it touches nothing."""
+    stream = Stream(Recorder())
+    stream.receive(data(BEGIN))
+    assert stream.receive(data(emitted(b"ALTER TABLE", prefix=b"leasecache.ddl"))) == Drift("ALTER TABLE")
+    assert stream.receive(data(emitted(b"\xff" * 10**6, prefix=b"leasecache.ddl"))) == Drift("\ufffd" * 100)
+    done = stream.receive(data(COMMIT))
+    assert isinstance(done, Transaction)
+    assert done.touched == Touched()
+
+
+class Distinct(Recorder):
+    """Rows that each touch a key of their own, and messages that name as many as they have bytes."""
+
+    def route(self, change: Change, touched: Touched) -> None:
+        """Touch a new key."""
+        touched.touch(b"row:%d" % touched.rows, 0.0)
+
+    def hear(self, content: bytes, touched: Touched) -> str | None:
+        """Touch new keys."""
+        for i in range(len(content)):
+            touched.name(b"%b:%d" % (content[:1], i), 0.0)
+        return None
+
+
+def overflowing(*payloads: bytes) -> tuple[Touched, int]:
+    """Return what a transaction of these messages touches under a limit of 10 keys, and the most it held."""
+    stream, most = Stream(Distinct(), most_keys=10), 0
+    stream.receive(data(BEGIN))
+    for payload in payloads:
+        stream.receive(data(payload))
+        most = max(most, len(stream.touched.keys))
+    done = stream.receive(data(COMMIT))
+    assert isinstance(done, Transaction)
+    return done.touched, most
+
+
+def test_too_many_keys() -> None:
+    """Guard: the limit of keys. A transaction over it holds no more than so many, and says that keys are missing."""
+    assert overflowing(*[INSERT] * 10)[0].everything is None
+    touched, most = overflowing(*[INSERT] * 25)
+    assert (touched.keys, touched.everything, touched.rows) == ({}, "keys", 25)
+    assert touched.losses == {Loss("keys", "*", "*"): 1}
+    assert most <= 10
+
+
+def test_explicit_keys_outlast_those_of_rows() -> None:
+    """Guard: the split of keys. Over the limit, keys of messages stay, because no new generation replaces them."""
+    touched, _ = overflowing(*[INSERT] * 8, emitted(b"mmm"), *[INSERT] * 30)
+    assert (touched.keys, {*touched.explicit}) == ({}, {b"m:0", b"m:1", b"m:2"})
+    assert touched.losses == {Loss("keys", "*", "*"): 1}
+
+
+def test_too_many_explicit_keys() -> None:
+    """Messages alone may be too many as well: that is a loss of its own."""
+    touched, _ = overflowing(emitted(b"mmm"), emitted(b"n" * 8), INSERT)
+    assert (touched.keys, touched.explicit, touched.everything) == ({b"row:1": 0.0}, {}, "messages")
+    assert touched.losses == {Loss("messages", "*", "*"): 1}
 
 
 def test_a_message_outside_of_transactions() -> None:
