@@ -17,7 +17,7 @@ from leasecache.invalidation.dispatch import Dispatcher
 from leasecache.invalidation.gate import Gate, View
 from leasecache.invalidation.source import Replication
 from leasecache.invalidation.status import Monitor
-from leasecache.invalidation.stream import Garbage, Keepalive, Stream, Transaction, status_update
+from leasecache.invalidation.stream import Drift, Garbage, Keepalive, Stream, Transaction, status_update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,7 @@ class Follower:
         self._reported_at = 0.0
         self._reported = 0
         self._heard_at = time.monotonic()
+        self.drift: str | None = None  # the last statement that changed the schema; whoever has looked sets it to None
         self._recent: deque[Transaction] = deque(maxlen=10_000)  # dispatched, for the latency histogram
 
     @property
@@ -141,9 +142,11 @@ class Follower:
                 self._reach(arrived.wal_end, now)
         elif isinstance(arrived, Garbage):
             self._monitor.garbled(arrived.reason)
+        elif isinstance(arrived, Drift):
+            self.drift = arrived.tag
         elif arrived is not None:
             self._monitor.received(arrived)
-            if arrived.touched.keys:
+            if arrived.touched:
                 self._hold(arrived, now)
             else:
                 self._reach(arrived.end_lsn, now)
@@ -151,7 +154,7 @@ class Follower:
     def _hold(self, transaction: Transaction, now: float) -> None:
         self._queue.append(_Held(transaction.end_lsn, transaction, now))
         self._held += 1
-        self._held_keys += len(transaction.touched.keys)
+        self._held_keys += len(transaction.touched)
         self._gate_due = now
 
     def _reach(self, position: int, now: float) -> None:
@@ -190,8 +193,11 @@ class Follower:
 
     def _dispatch(self, transaction: Transaction, waited: float) -> None:
         self._held -= 1
-        self._held_keys -= len(transaction.touched.keys)
-        self._dispatcher.put(transaction.touched.keys)
+        touched = transaction.touched
+        self._held_keys -= len(touched)
+        self._dispatcher.put(touched.keys, touched.explicit)
+        if touched.everything is not None:
+            self._dispatcher.bump(touched.everything)
         self._recent.append(transaction)
         self._monitor.gate_passed(waited)
 

@@ -91,6 +91,10 @@ class Touched:
         """Return how many keys there are."""
         return len(self.keys) + len(self.explicit.keys() - self.keys.keys() if self.explicit else ())
 
+    def __bool__(self) -> bool:
+        """Whether anything has to go."""
+        return bool(self.keys or self.explicit or self.everything)
+
     def touch(self, key: bytes, stale_for: float) -> None:
         """Add a key of a row; of several wishes for one key the strictest holds."""
         _add(self.keys, key, stale_for)
