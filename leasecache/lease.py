@@ -29,9 +29,9 @@ class Token(NamedTuple):
     generation: int = 0  # that the key carries on its node, 0 = none: the function is not guarded
 
 
-def token(cas: int, epoch: int, born: int) -> Token:
+def token(cas: int, epoch: int, born: int, generation: int = 0) -> Token:
     """Return the token of a CAS that connection `born` brought when connection `epoch` was the latest."""
-    return Token(cas, ANY_CONNECTION if cas >= EXPLICIT_CAS else epoch, born)
+    return Token(cas, ANY_CONNECTION if cas >= EXPLICIT_CAS else epoch, born, generation)
 
 
 class Hit(NamedTuple):

@@ -368,9 +368,9 @@ def batch_request(asks: Sequence[Ask]) -> Build:
 
 def store_request(fill: Fill, fits: bool, mark: bytes, now: Callable[[], int]) -> bytes:
     """Return the lease-set of a fill, or of the mark that stands for a value which does not fit; `now` for dates."""
-    lease, ttl = fill.lease, meta.exptime(fill.ttl, now)
+    token, ttl = fill.lease.token or Token(0, NO_CONNECTION, NO_CONNECTION), meta.exptime(fill.ttl, now)
     flags, body = (fill.flags, fill.body) if fits else (UNCACHEABLE, b"")
-    return meta.lease_set(lease.key, lease.token.cas if lease.token else 0, flags, body, ttl, mark)
+    return meta.lease_set(meta.on_the_wire(fill.lease.key, token), token.cas, flags, body, ttl, mark)
 
 
 def chunks(parts: Sequence[T], size: Callable[[Any], int] = len) -> Iterable[list[T]]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from leasecache._accel import Reply
 from leasecache.errors import NodeError, ProtocolError
+from leasecache.guard import wire_key
 from leasecache.lease import (
     Answer,
     Decision,
@@ -101,14 +102,20 @@ def release(lease: Lease, mark: bytes = b"") -> bytes | None:
     """Give the lease back, or None when nothing must be sent: a fresh value is refreshed by its expiry."""
     if lease.token is None or lease.fresh:
         return None
+    key = on_the_wire(lease.key, lease.token)
     if lease.value is None:
-        return b"md %b C%d\r\n" % (lease.key, lease.token.cas)
-    return b"md %b I C%d%b\r\n" % (lease.key, lease.token.cas, mark)  # without T: the TTL stays
+        return b"md %b C%d\r\n" % (key, lease.token.cas)
+    return b"md %b I C%d%b\r\n" % (key, lease.token.cas, mark)  # without T: the TTL stays
 
 
 def steal(key: bytes, token: Token, mark: bytes = b"") -> bytes:
     """Void a lease that somebody else holds: the next reader wins. Without T, so that the TTL stays."""
-    return b"md %b I C%d%b\r\n" % (key, token.cas, mark)
+    return b"md %b I C%d%b\r\n" % (on_the_wire(key, token), token.cas, mark)
+
+
+def on_the_wire(key: bytes, token: Token) -> bytes:
+    """Return what a logical key is called on the node that has issued the token."""
+    return wire_key(token.generation, key) if token.generation else key
 
 
 def exptime(ttl: float, now: Callable[[], int]) -> int:
@@ -172,18 +179,23 @@ def record(replies: Sequence[Reply], epoch: int, born: int, context: object) -> 
     return None if reply.won or reply.stale or reply.taken else reply.value or None
 
 
-def read_answers(replies: Sequence[Reply], epoch: int, born: int, keys: Sequence[bytes]) -> list[Answer]:
-    """Turn the replies to lease-gets into what their callers may do. Raises NodeError on an error reply."""
-    return [_answer(key, reply, epoch, born) for key, reply in zip(keys, replies, strict=True)]
+def read_answers(
+    replies: Sequence[Reply], epoch: int, born: int, keys: Sequence[bytes], generation: int = 0
+) -> list[Answer]:
+    """Turn the replies to lease-gets into what their callers may do. Raises NodeError on an error reply.
+
+    `keys` are logical, `generation` is the one under which they were asked for.
+    """
+    return [_answer(key, reply, epoch, born, generation) for key, reply in zip(keys, replies, strict=True)]
 
 
-def _answer(key: bytes, reply: Reply, epoch: int, born: int) -> Answer:
+def _answer(key: bytes, reply: Reply, epoch: int, born: int, generation: int) -> Answer:
     if reply.code == b"EN":
         return Lease(key, None)  # no memory for the stub although N asked for one
     if reply.code != b"VA" or reply.value is None:
         raise _unexpected(reply)
     value, flags, ttl = reply.value, reply.flags, reply.ttl
-    mine = token(reply.cas, epoch, born)
+    mine = token(reply.cas, epoch, born, generation)
     expires_in = None if ttl < 0 else float(ttl)
     decision = decide(reply.won, reply.stale, reply.taken, len(value), flags)
     if decision is HIT:
