@@ -1,24 +1,13 @@
-"""The status server: /healthz, /readyz, /metrics, and the state as JSON at /."""
+"""The status server: a few pages over HTTP."""
 
-import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from typing import NamedTuple
-
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from leasecache.errors import ConfigError
+from leasecache.invalidation.answers import answer
 from leasecache.invalidation.status import Monitor
-
-
-class Page(NamedTuple):
-    """One answer."""
-
-    status: int
-    content_type: str
-    body: bytes
 
 
 class StatusServer:
@@ -57,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
-        page = render(self.path.partition("?")[0], self.monitor)
+        page = answer(self.path.partition("?")[0], self.monitor)
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(page.body)))
@@ -66,19 +55,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Keep requests out of the daemon's log."""
-
-
-def render(path: str, monitor: Monitor) -> Page:
-    """Return the page at `path`."""
-    if path == "/metrics":
-        return Page(200, CONTENT_TYPE_LATEST, generate_latest(monitor.figures.registry))
-    if path == "/healthz":
-        return Page(200, "text/plain; charset=utf-8", b"ok\n")
-    if path == "/readyz":
-        reasons = monitor.unready()
-        return Page(
-            503 if reasons else 200, "text/plain; charset=utf-8", ("\n".join(reasons) or "ready").encode() + b"\n"
-        )
-    if path == "/":
-        return Page(200, "application/json", json.dumps(monitor.summary(), indent=2).encode() + b"\n")
-    return Page(404, "text/plain; charset=utf-8", b"there are /, /metrics, /healthz and /readyz\n")

@@ -1,92 +1,78 @@
-"""What the daemon is doing, for operators: figures, readiness, and one log line for each change of state."""
+"""What the daemon's loop tells of itself: figures, state, and one log line for each change of it."""
 
 import logging
 import time
-from collections import Counter as Tally
-from typing import Any
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
+from leasecache import _accel
 from leasecache.errors import NodeError
+from leasecache.invalidation import readiness
+from leasecache.invalidation.figures import GUARD_STATES, Figures
 from leasecache.invalidation.gate import View
+from leasecache.invalidation.history import Meter
+from leasecache.invalidation.lint import Finding
 from leasecache.invalidation.logs import event
 from leasecache.invalidation.lsn import format_lsn
-from leasecache.invalidation.stream import Loss, Transaction
-
-HELD_TOO_LONG = 30.0  # s a gate or node may hold before the daemon is not ready
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-
-
-class Figures:
-    """The Prometheus metrics of one daemon, in a registry of their own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.received = self._gauge("received_lsn_bytes", "Position up to which the source has sent")
-        self.acknowledged = self._gauge(
-            "acknowledged_lsn_bytes", "Position W: all nodes have acknowledged all keys before it"
-        )
-        self.lag = self._gauge("lag_bytes", "Received position minus W")
-        self.pending = self._gauge("pending_keys", "Keys handed to nodes and not acknowledged")
-        self.held = self._gauge("held_transactions", "Transactions that the gate holds")
-        self.streaming = self._gauge("streaming", "1 while the source streams")
-        self.transactions = self._counter("transactions", "Transactions received")
-        self.rows = self._counter("rows", "Changed rows received")
-        self.keys = self._counter("keys", "Keys that transactions touched, de-duplicated within each")
-        self.messages = self._counter("messages", "Commit messages received")
-        self.garbage = self._counter("garbled_messages", "Commit messages that were not understood, at least in part")
-        self.losses = self._counter("unserved_changes", "Changes whose keys are not in the stream", "reason", "table")
-        self.batches = self._counter("batches", "Batches acknowledged", "node")
-        self.invalidations = self._counter("invalidations", "Keys acknowledged", "node")
-        self.node_errors = self._counter("node_errors", "Batches that a node did not acknowledge", "node")
-        self.reconnects = self._counter("reconnects", "Conversations with the source that ended and were begun anew")
-        self.decode_errors = self._counter("decode_errors", "Frames that could not be understood")
-        self.crashes = self._counter("unexpected_errors", "Errors that only the daemon's top loop caught")
-        self.gate_wait = self._histogram("gate_wait_seconds", "From receiving a transaction to passing the gate")
-        self.latency = self._histogram(
-            "invalidation_latency_seconds", "From commit, by the source's clock, to W passing it"
-        )
-
-    def _gauge(self, name: str, help_text: str) -> Gauge:
-        return Gauge(f"leasecache_daemon_{name}", help_text, registry=self.registry)
-
-    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
-        return Counter(f"leasecache_daemon_{name}", help_text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, help_text: str) -> Histogram:
-        return Histogram(f"leasecache_daemon_{name}", help_text, buckets=_SECONDS, registry=self.registry)
+from leasecache.invalidation.state import NodeState, ReaderState, State
+from leasecache.invalidation.stream import Loss, Touched, Transaction
 
 
 class Monitor:
-    """Told by the daemon's loop what happens; read by the status server's threads."""
+    """Told by the daemon's loop what happens; read by the status server's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: Iterable[str] = ()) -> None:
+        self.state = State(version=version("leasecache"), implementation=_accel.IMPL)
         self.figures = Figures()
-        self._gate = "none"
-        self._streaming = False
-        self._reason = "starting"
-        self._gate_since: float | None = None
-        self._nodes_since: dict[str, float] = {}  # node → monotonic s since which it fails
-        self._losses: Tally[Loss] = Tally()
         self._garbled = False
-        self._received = self._acknowledged = 0
+        self._loss_told: set[Loss] = set()
+        self._charted_at = 0.0
+        self._recovering: tuple[bool, ...] | None = None
+        self._serve()
+        for name in nodes:
+            self._node(name)
+
+    def _serve(self) -> None:
+        """Have gauges read the state when they are scraped: the loop turns too often to set them."""
+        state = self.state
+        self.figures.info.labels(state.version, state.implementation).set(1)
+        self.figures.served(
+            streaming=lambda: float(state.streaming),
+            standing_by=lambda: float(state.waiting is not None),
+            received=lambda: state.received,
+            acknowledged=lambda: state.acknowledged,
+            lag=lambda: state.lag_bytes,
+            lag_seconds=lambda: state.lag_seconds(time.monotonic()),
+            pending=lambda: state.pending,
+            held=lambda: state.held,
+            held_seconds=lambda: 0.0 if (since := state.held_since) is None else time.monotonic() - since,
+            drift=lambda: len(state.drift),
+            unready=lambda: len(self.unready()),
+        )
 
     def connected(self, gate: str, why: str, **fields: object) -> None:
-        """Note that the source streams, and which gate was chosen."""
-        self._streaming, self._gate = True, gate
-        self.figures.streaming.set(1)
+        """Note that the source streams, and which gate was chosen; `fields` may name `source` and `slot`."""
+        state = self.state
+        state.streaming, state.streaming_since, state.waiting = True, time.time(), None
+        state.gate, state.gate_why, self._recovering = gate, why, None
+        state.source, state.slot = str(fields.get("source", "")), str(fields.get("slot", ""))
         event(logging.INFO, "streaming", gate=gate, why=why, **fields)
 
     def disconnected(self, reason: str, retry_in: float) -> None:
         """Note that the conversation with the source is over."""
-        changed = self._streaming or reason != self._reason
-        self._streaming, self._reason = False, reason
-        self._gate_since = None
-        self.figures.held.set(0)  # they are repeated
-        self.figures.streaming.set(0)
+        state = self.state
+        changed = state.streaming or reason != state.reason
+        state.streaming, state.reason = False, reason
+        state.held, state.held_since = 0, None  # they are repeated
         self.figures.reconnects.inc()
         if changed:
-            event(logging.WARNING, "disconnected", reason=reason, retry_in=f"{retry_in:.2g}")
+            self._trouble(logging.WARNING, "disconnected", reason, reason=reason, retry_in=f"{retry_in:.2g}")
+
+    def standing_by(self, reason: str) -> None:
+        """Note that another daemon holds the slot, and that this one waits for it."""
+        if self.state.waiting is None:
+            event(logging.INFO, "standing-by", reason=reason)
+        self.state.waiting = reason
 
     def decode_failed(self) -> None:
         """Note a frame that could not be understood."""
@@ -98,105 +84,186 @@ class Monitor:
         if not self._garbled:
             self._garbled = True
             fix = "send them with this or an older version of leasecache; further ones are only counted"
-            event(logging.WARNING, "garbled-message", reason=reason, fix=fix)
+            self._trouble(logging.WARNING, "garbled-message", reason, reason=reason, fix=fix)
 
     def received(self, transaction: Transaction) -> None:
         """Note a complete transaction."""
-        touched = transaction.touched
+        touched, now = transaction.touched, time.monotonic()
         self.figures.transactions.inc()
         self.figures.rows.inc(touched.rows)
-        self.figures.keys.inc(len(touched.keys))
+        self.figures.keys.inc(len(touched))
         self.figures.messages.inc(touched.messages)
+        self.state.transactions.add(1, now)
+        self._count(touched, now)
         for loss, count in touched.losses.items():
             self._lost(loss, count, transaction.end_lsn)
 
+    def _count(self, touched: Touched, now: float) -> None:
+        """Count rows and keys where they came from; the rules name so many tables and functions, and no more."""
+        state = self.state
+        for table, rows in touched.table_rows.items():
+            shown = self.figures.tables(table)
+            self.figures.table_rows.labels(shown).inc(rows)
+            state.tables.setdefault(shown, Meter()).add(rows, now)
+        for (function, table), keys in touched.rule_keys.items():
+            rule = self.figures.rules(function), self.figures.tables(table)
+            self.figures.rule_keys.labels(*rule).inc(keys)
+            state.rules.setdefault(rule, Meter()).add(keys, now)
+
     def _lost(self, loss: Loss, count: int, end_lsn: int) -> None:
-        self.figures.losses.labels(loss.reason, loss.table).inc(count)
-        if loss not in self._losses:
-            event(logging.ERROR, "unserved", **loss._asdict(), lsn=format_lsn(end_lsn), fix=_FIXES[loss.reason])
-        self._losses[loss] += count
+        self.figures.losses.labels(loss.reason, self.figures.tables(loss.table)).inc(count)
+        guarded = any(node.guard is not None for node in list(self.state.nodes.values()))  # a new generation makes up
+        if loss not in self._loss_told:
+            self._loss_told.add(loss)
+            level, then = (logging.WARNING, "") if guarded else (logging.ERROR, f"; {readiness.FIXES['unserved']}")
+            fix = readiness.loss_text(loss.reason) + then
+            self._trouble(level, "unserved", fix, **loss._asdict(), lsn=format_lsn(end_lsn), fix=fix)
+        if not guarded:
+            self.state.losses[loss] += count
 
     def gate_answered(self, view: View) -> None:
-        """Note which gate the answer makes: a standby may have been promoted."""
-        gate = "standby" if view.in_recovery else "snapshot"
-        if gate != self._gate:
-            event(logging.WARNING, "gate", gate=gate, was=self._gate, why="the source was promoted")
-            self._gate = gate
+        """Note who is in recovery: a standby may have been promoted."""
+        recovering = tuple(answer.in_recovery for answer in view.answers)
+        was, self._recovering = self._recovering, recovering
+        if was is None and self.state.gate == "standby":
+            was = (True, *recovering[1:])
+        if was is not None and any(before and not now for before, now in zip(was, recovering, strict=False)):
+            gate = "snapshot" if not any(recovering) else self.state.gate
+            why = "a node that was in recovery was promoted"
+            self._trouble(logging.WARNING, "gate", why, gate=gate, was=self.state.gate, why=why)
+            self.state.gate, self.state.gate_why = gate, why
 
     def gate_held(self, since: float | None, transactions: int) -> None:
         """Note since when (monotonic s) the gate holds, None = not at all."""
-        self._gate_since = since
-        self.figures.held.set(transactions)
+        self.state.held_since, self.state.held = since, transactions
 
     def gate_passed(self, waited: float) -> None:
         """Note that a transaction passed the gate after `waited` s."""
         self.figures.gate_wait.observe(waited)
 
+    def reader(self, name: str, text: str, *, holds: bool) -> None:
+        """Note what the gate knows of a database node that fills read from, and whether it holds anything back."""
+        known = self.state.readers.get(name)
+        if known is None or known.holds != holds:
+            self.state.readers[name] = ReaderState(name, text, holds, time.time())
+        else:
+            known.text = text
+
     def completed(self, transaction: Transaction) -> None:
         """Note that W has passed a transaction."""
-        self.figures.latency.observe(max(0.0, time.time() - transaction.committed_at))
+        latency = max(0.0, time.time() - transaction.committed_at)
+        self.state.latency, self.state.latency_at = latency, time.monotonic()
+        self.figures.latency.observe(latency)
 
     def position(self, received: int, acknowledged: int, pending: int) -> None:
         """Note how far things are."""
-        self._received, self._acknowledged = received, acknowledged
-        self.figures.received.set(received)
-        self.figures.acknowledged.set(acknowledged)
-        self.figures.lag.set(max(0, received - acknowledged))
-        self.figures.pending.set(pending)
+        state, now = self.state, time.monotonic()
+        state.received, state.acknowledged, state.pending = received, acknowledged, pending
+        state.lag.note(received, acknowledged, now)
+        if now - self._charted_at > 0.1:
+            self._charted_at = now
+            state.chart.note(time.time(), state.lag_bytes, state.lag_seconds(now))
 
     def invalidated(self, node: str, keys: int) -> None:
         """Note that a node has acknowledged a batch."""
-        self.figures.batches.labels(node).inc()
-        self.figures.invalidations.labels(node).inc(keys)
+        known = self._node(node)
+        self.figures.batches.labels(known.name).inc()
+        self.figures.invalidations.labels(known.name).inc(keys)
+        known.keys.add(keys, time.monotonic())
 
     def node_failed(self, node: str, error: NodeError) -> None:
         """Note that a node has not acknowledged a batch."""
-        self.figures.node_errors.labels(node).inc()
-        if node not in self._nodes_since:
-            self._nodes_since[node] = time.monotonic()
-            event(logging.WARNING, "node-down", node=node, error=error, w="held")
+        known = self._node(node)
+        known.error = str(error)
+        self.figures.node_errors.labels(known.name).inc()
+        if known.down_since is None:
+            known.down_since, known.since = time.monotonic(), time.time()
+            self.figures.node_up.labels(known.name).set(0)
+            event(logging.WARNING, "node-down", node=node, error=error)
+        self.state.troubles.note(time.time(), "node-down", f"{node}: {error}")
 
     def node_recovered(self, node: str) -> None:
         """Note that a node answers again."""
-        self._nodes_since.pop(node, None)
+        known = self._node(node)
+        known.down_since, known.since = None, time.time()
+        self.figures.node_up.labels(known.name).set(1)
         event(logging.INFO, "node-up", node=node)
+
+    def guarded(self, node: str, state: str, generation: int | None) -> None:
+        """Note in which of GUARD_STATES the guard record of a node is, and the generation that it names."""
+        known, now = self._node(node), time.monotonic()
+        known.guard_at = now
+        if (known.guard, known.generation) == (state, generation):
+            return
+        if known.guard != state:
+            known.guard_since = now
+        known.guard, known.generation = state, generation
+        for each in GUARD_STATES:
+            self.figures.guard.labels(known.name, each).set(each == state)
+        shown = "-" if generation is None else f"{generation:016x}"
+        fields: dict[str, object] = {"node": node, "state": state, "generation": shown}
+        if state == "fresh":
+            event(logging.INFO, "guard", **fields)
+        else:
+            self._trouble(logging.WARNING, "guard", f"{node}: {state}", **fields)
+
+    def journaled(self, node: str, keys: int, size_bytes: int) -> None:
+        """Note how much is kept for a node that is away."""
+        known = self._node(node)
+        if bool(keys) != bool(known.journal_keys):
+            event(logging.INFO, "journal-begun" if keys else "journal-empty", node=node)
+        known.journal_keys, known.journal_bytes = keys, size_bytes
+        self.figures.journal_keys.labels(known.name).set(keys)
+        self.figures.journal_bytes.labels(known.name).set(size_bytes)
+
+    def bumped(self, reason: str) -> None:
+        """Note that all guarded values were given up for a new generation."""
+        self.state.bumps += 1
+        self.figures.bumps.inc()
+        self._trouble(logging.WARNING, "generation-bumped", reason, reason=reason)
+
+    def gap(self, reason: str) -> None:
+        """Note that changes were lost on the way to this daemon."""
+        if self.state.gap is None:
+            self.figures.gaps.inc()
+            self.state.gap_at = time.monotonic()
+            self._trouble(logging.ERROR, "gap", reason, reason=reason)
+        self.state.gap = reason
+
+    def recovered(self, seconds: float) -> None:
+        """Note that a gap was recovered from, which took so long."""
+        self.state.gap = None
+        self.figures.recoveries.inc()
+        self.figures.recovery_seconds.set(seconds)
+        event(logging.INFO, "gap-recovered", seconds=f"{seconds:.1f}")
+
+    def drifted(self, findings: Sequence[Finding]) -> None:
+        """Note what keeps the source from serving the rules as of now; each finding is logged once."""
+        known = {finding.sentence() for finding in self.state.drift}
+        for finding in findings:
+            if (sentence := finding.sentence()) not in known:
+                level = logging.ERROR if finding.fatal else logging.WARNING
+                self._trouble(level, "drift", sentence, code=finding.code, finding=sentence)
+        if self.state.drift and not findings:
+            event(logging.INFO, "drift-over")
+        self.state.drift = tuple(findings)
 
     def crashed(self, error: BaseException) -> None:
         """Note an error that nobody expected."""
         self.figures.crashes.inc()
-        event(logging.ERROR, "unexpected", error=f"{type(error).__name__}: {error}")
+        text = f"{type(error).__name__}: {error}"
+        self._trouble(logging.ERROR, "unexpected", text, error=text)
 
     def unready(self) -> list[str]:
-        """Return why the daemon is not ready; an empty list means that it is."""
-        now = time.monotonic()
-        reasons = [] if self._streaming else [f"not streaming: {self._reason}"]
-        if self._gate_since is not None and now - self._gate_since > HELD_TOO_LONG:
-            reasons.append(f"the gate has held for {now - self._gate_since:.0f} s")
-        for node, since in list(self._nodes_since.items()):
-            if now - since > HELD_TOO_LONG:
-                reasons.append(f"node {node} has not answered for {now - since:.0f} s")
-        for loss, count in list(self._losses.items()):
-            reasons.append(f"{count} changes of {loss.table} not served ({loss.reason}): {_FIXES[loss.reason]}")
-        return reasons
+        """Return why the daemon is not ready, a line each; an empty list means that it is."""
+        return [reason.line() for reason in readiness.reasons(self.state, time.monotonic())]
 
-    def summary(self) -> dict[str, Any]:
-        """Return the state as a JSON object."""
-        return {
-            "streaming": self._streaming,
-            "gate": self._gate,
-            "received": format_lsn(self._received),
-            "acknowledged": format_lsn(self._acknowledged),
-            "lag_bytes": max(0, self._received - self._acknowledged),
-            "failing_nodes": sorted(self._nodes_since),
-            "not_ready": self.unready(),
-        }
+    def _node(self, name: str) -> NodeState:
+        shown = self.figures.nodes(name)
+        if shown not in self.state.nodes:
+            self.figures.node_up.labels(shown).set(1)
+        return self.state.node(shown)
 
-
-_AFTER = "clear the cache, then restart the daemon"
-_FIXES = {
-    "truncate": f"keys of truncated rows are unknown; {_AFTER}",
-    "toast": f"an unchanged large value was not sent; set REPLICA IDENTITY FULL; {_AFTER}",
-    "identity": f"the replica identity lacks a key column; run `leasecache check`; {_AFTER}",
-    "column": f"a column of the rule is not in the stream; run `leasecache check`; {_AFTER}",
-    "value": f"a column holds what its key field cannot; run `leasecache check`; {_AFTER}",
-}
+    def _trouble(self, level: int, name: str, text: str, **fields: object) -> None:
+        self.state.troubles.note(time.time(), name, text)
+        event(level, name, **fields)

@@ -16,11 +16,12 @@ ROOT = Path(__file__).parent.parent
 # layer → its modules. A module imports from its own layer and from those named in BELOW; nothing else.
 LAYERS: dict[str, list[str]] = {
     "0 plain values": ["errors", "policy", "rules", "fork", "invalidation.lsn"],
-    "1 hot path": ["_hits", "_hot", "_keys", "_mux", "_pure", "_pure_hits", "_pure_keys", "_pure_mux", "_accel"],
+    "1 hot path": ["_hits", "_hot", "_keys", "_mux", "_pure", "_pure_hits", "_pure_keys", "_pure_mux", "_pure_pending", "_accel"],
     "2 sans-IO": [
         *("keys", "codecs", "lease", "guard", "signature", "messages"),
         *(f"stores.{name}" for name in ("meta", "classic", "greeting", "ring", "redis_scripts", "redis_wire")),
         *("invalidation.wire", "invalidation.pgoutput", "invalidation.stream"),
+        "invalidation.history",
     ],
     "3 waiting": [
         *("task", "flow", "batch", "singleflight", "holders", "loadtime", "schedule"),
@@ -35,6 +36,7 @@ LAYERS: dict[str, list[str]] = {
         "invalidation",
         *(f"invalidation.{name}" for name in ("settings", "logs", "source", "catalog", "ddl", "lint", "router")),
         *(f"invalidation.{name}" for name in ("gate", "dispatch", "follow", "status", "server", "daemon", "launch")),
+        *(f"invalidation.{name}" for name in ("figures", "state", "readiness", "summary", "answers")),
         "invalidation.__main__",
     ],
     "8 command line": ["cli", "__main__", "commands", "commands.*"],
@@ -57,7 +59,7 @@ THIRD_PARTY: dict[str, list[str]] = {
         "lab.*",
         *(f"invalidation.{n}" for n in ("source", "gate", "ddl", "lint")),
     ],
-    "prometheus_client": ["invalidation.status", "invalidation.server", "prometheus"],
+    "prometheus_client": ["invalidation.figures", "invalidation.answers", "prometheus"],
     "tomli": ["invalidation.settings"],
     "tomllib": ["invalidation.settings"],  # not in the standard library of Python 3.10
     "typer": ["cli", "commands", "commands.*"],

@@ -51,7 +51,7 @@ class DaemonServer(Server):
 
     def status(self) -> dict[str, Any]:
         """Return its JSON summary: gate, positions, what fails."""
-        with urllib.request.urlopen(f"http://{self.address}/", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{self.address}/status.json", timeout=5) as answer:
             summary: dict[str, Any] = json.load(answer)
             return summary
 

@@ -205,7 +205,7 @@ def test_pages(world: World) -> None:
     wait_until(lambda: world.daemon.metric("invalidations_total") == 2, WITHIN, "invalidation")
     assert world.daemon.get("/healthz") == (200, "ok\n")
     assert world.daemon.get("/")[0] == 200
-    assert '"streaming": true' in world.daemon.get("/")[1]
+    assert '"streaming": true' in world.daemon.get("/status.json")[1]
     assert world.daemon.get("/nothing")[0] == 404
     metrics = {
         "transactions_total": 1,

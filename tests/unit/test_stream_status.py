@@ -8,8 +8,9 @@ import pytest
 
 from leasecache.errors import NodeError
 from leasecache.invalidation import logs
-from leasecache.invalidation.server import render
-from leasecache.invalidation.status import HELD_TOO_LONG, Monitor
+from leasecache.invalidation.answers import answer
+from leasecache.invalidation.readiness import HELD_TOO_LONG
+from leasecache.invalidation.status import Monitor
 from leasecache.invalidation.stream import Loss, Touched, Transaction
 
 
@@ -22,11 +23,11 @@ def streaming() -> Monitor:
 
 def test_ready_while_streaming() -> None:
     """A daemon is ready when it streams and nothing holds."""
-    assert render("/readyz", Monitor()).status == 503
-    assert render("/readyz", streaming()).status == 200
+    assert answer("/readyz", Monitor()).status == 503
+    assert answer("/readyz", streaming()).status == 200
     monitor = streaming()
     monitor.disconnected("gone", 1.0)
-    assert "not streaming: gone" in monitor.unready()[0]
+    assert "not-streaming: gone" in monitor.unready()[0]
 
 
 def test_not_ready_while_something_holds_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +37,7 @@ def test_not_ready_while_something_holds_for_long(monkeypatch: pytest.MonkeyPatc
     monitor.node_failed("n", NodeError("gone"))
     assert monitor.unready() == []
     monkeypatch.setattr(time, "monotonic", lambda: now + HELD_TOO_LONG + 5)
-    assert [reason.split()[:2] for reason in monitor.unready()] == [["the", "gate"], ["node", "n"]]
+    assert [reason.partition(":")[0] for reason in monitor.unready()] == ["gate-held", "node-down"]
     monitor.gate_held(None, 0)
     monitor.node_recovered("n")
     assert monitor.unready() == []

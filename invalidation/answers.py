@@ -1,0 +1,34 @@
+"""What the status server answers: the page, the same as JSON, metrics, health and readiness."""
+
+import json
+from typing import NamedTuple
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from leasecache.invalidation.status import Monitor
+from leasecache.invalidation.summary import summary
+
+TEXT = "text/plain; charset=utf-8"
+
+
+class Page(NamedTuple):
+    """One answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def answer(path: str, monitor: Monitor, accept: str = "text/html") -> Page:
+    """Return what is at `path`; `accept` is the request's Accept header."""
+    if path == "/metrics":
+        return Page(200, CONTENT_TYPE_LATEST, generate_latest(monitor.figures.registry))
+    if path == "/healthz":
+        return Page(200, TEXT, b"ok\n")
+    if path == "/readyz":
+        reasons = monitor.unready()
+        return Page(503 if reasons else 200, TEXT, ("\n".join(reasons) or "ready").encode() + b"\n")
+    if path in ("/", "/status.json"):
+        return Page(200, "application/json", json.dumps(summary(monitor.state), indent=2).encode() + b"\n")
+    return Page(404, TEXT, b"there are /, /status.json, /metrics, /healthz and /readyz\n")
