@@ -141,8 +141,8 @@ class AsyncCache(Registry[AsyncDriver]):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    def _open(self, url: str) -> AsyncDriver:
-        return AsyncDriver(open_async_store(url), self._inline)
+    def _open(self, url: str, guarded: bool) -> AsyncDriver:
+        return AsyncDriver(open_async_store(url, guarded=guarded), self._inline)
 
     def _retire(self, driver: AsyncDriver) -> None:
         self._retired.append(driver)  # closing waits, so `aclose` does it

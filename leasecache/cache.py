@@ -138,6 +138,14 @@ class Cache(Registry[Driver]):
         check_invalidation(keys, stale_for)
         self.driver().store.invalidate(keys, stale_for)
 
+    def clear(self) -> None:
+        """Let no value be served again that is stored now, by a new generation on every node; empty `memory://`.
+
+        Values of functions without `depends_on` stay: only guarded keys carry a generation. Raises ConfigError without
+        guard="daemon", and NodeError when a node has no guard record or did not take the new one; repeating is safe.
+        """
+        self.driver().store.clear()
+
     def close(self) -> None:
         """Close connections and end the threads that refresh; the cache can be used again."""
         if isinstance(self._background, Background):
@@ -151,8 +159,8 @@ class Cache(Registry[Driver]):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _open(self, url: str) -> Driver:
-        return Driver(open_store(url), self._background)
+    def _open(self, url: str, guarded: bool) -> Driver:
+        return Driver(open_store(url, guarded=guarded), self._background)
 
     def _retire(self, driver: Driver) -> None:
         driver.store.close()

@@ -18,7 +18,7 @@ from leasecache.errors import ConfigError
 from leasecache.keys import key_prefix
 from leasecache.stores.base import AsyncStore, Store
 
-GUARDS = ("none",)
+GUARDS = ("none", "daemon")
 _PORTS = {"memcached": 11211, "redis": 6379, "redis+cluster": 6379, "redis+sentinel": 26379}
 _FORMS = {
     "memcached": "host:port,host:port?namespace=name",
@@ -137,9 +137,13 @@ def parse_url(url: str) -> CacheUrl:
     )
 
 
-def open_store(url: str) -> Store:
-    """Return the store of a cache URL; it connects at first use. Raises ConfigError."""
+def open_store(url: str, *, guarded: bool | None = None) -> Store:
+    """Return the store of a cache URL; it connects at first use. Raises ConfigError.
+
+    `guarded`: an invalidation daemon vouches for its nodes; None = as the URL says. In this process nothing is guarded.
+    """
     parsed = parse_url(url)
+    guarded = parsed.guard == "daemon" if guarded is None else guarded
     if parsed.scheme == "memory":
         from leasecache.stores.memory import MemoryStore
 
@@ -152,16 +156,18 @@ def open_store(url: str) -> Store:
 
     if parsed.scheme.startswith("redis"):
         nodes = _redis("leasecache.stores.redis_nodes").nodes(**_redis_options(parsed))
-        return RoutedStore(nodes, parsed.namespace, parsed.weights)
+        return RoutedStore(nodes, parsed.namespace, parsed.weights, guarded=guarded)
     from leasecache.stores.memcached import MemcachedNode
 
     options = memcached_options(parsed)
-    return RoutedStore([MemcachedNode(name, **options) for name in parsed.nodes], parsed.namespace, parsed.weights)
+    memcached = [MemcachedNode(name, **options) for name in parsed.nodes]
+    return RoutedStore(memcached, parsed.namespace, parsed.weights, guarded=guarded)
 
 
-def open_async_store(url: str) -> AsyncStore:
-    """Return the asynchronous store of a cache URL; it connects at first use. Raises ConfigError."""
+def open_async_store(url: str, *, guarded: bool | None = None) -> AsyncStore:
+    """Return the asynchronous store of a cache URL, as `open_store` does. Raises ConfigError."""
     parsed = parse_url(url)
+    guarded = parsed.guard == "daemon" if guarded is None else guarded
     if parsed.scheme in ("memory", "null"):
         from leasecache.stores.alocal import AsyncLocalStore
 
@@ -170,14 +176,14 @@ def open_async_store(url: str) -> AsyncStore:
 
     if parsed.scheme.startswith("redis"):
         found = _redis("leasecache.stores.aredis_nodes").nodes(**_redis_options(parsed))
-        return AsyncRoutedStore(found, parsed.namespace, parsed.weights)
+        return AsyncRoutedStore(found, parsed.namespace, parsed.weights, guarded=guarded)
     from leasecache.stores.amemcached import AsyncMemcachedNode
 
     options = memcached_options(parsed)
     if "pool" in options:
         raise ConfigError("the cache URL has pool=, which AsyncCache has no use for: its tasks share one connection")
     nodes = [AsyncMemcachedNode(name, **options) for name in parsed.nodes]
-    return AsyncRoutedStore(nodes, parsed.namespace, parsed.weights)
+    return AsyncRoutedStore(nodes, parsed.namespace, parsed.weights, guarded=guarded)
 
 
 def memcached_options(parsed: CacheUrl) -> dict[str, Any]:
@@ -212,9 +218,12 @@ def _tls(parsed: CacheUrl) -> Any:
 
 
 def check_guard(guard: str | None) -> None:
-    """Refuse a guard that this version does not have. Raises ConfigError."""
+    """Refuse a guard that there is not. Raises ConfigError."""
     if guard is not None and guard not in GUARDS:
-        raise ConfigError(f"guard={guard!r} is not available; use guard='none' (leases, ttl, explicit invalidation)")
+        raise ConfigError(
+            f"guard={guard!r} is not known; it is 'none' (leases, ttl, explicit invalidation) or 'daemon' (an "
+            "invalidation daemon follows the database)"
+        )
 
 
 def _query(url: str, text: str) -> dict[str, str]:

@@ -32,7 +32,9 @@ class Driver:
         self._perform: dict[type[Any], Callable[[Any, Task], Any]] = {
             Get: lambda request, task: self._node(self.store.lease_get, *task.ask(request.refresh_ahead)),
             Look: lambda request, task: self._poller.wait({0: request})[0],
-            Steal: lambda request, task: self._node(self.store.steal, task.key, request.token, request.lease_for),
+            Steal: lambda request, task: self._node(
+                self.store.steal, task.key, request.token, request.lease_for, task.profile.mark
+            ),
             Fill: lambda request, task: _outcome(self._node(self.store.lease_set, *request)),
             Release: lambda request, task: self.release(request.lease),
             Load: self._load,

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from typing import Any
 
 from leasecache.codecs import UNCACHEABLE, DecodeError
-from leasecache.errors import LeaseTimeout, NodeError
+from leasecache.errors import GuardError, LeaseTimeout, NodeError
 from leasecache.lease import Answer, Fill, Hit, Lease, Refused, Stale, Stored, Token, Wait
 from leasecache.singleflight import Flight, Landed
 from leasecache.task import Entry, Get, Join, Load, Look, Release, Request, Spawn, Steal, Task
@@ -47,7 +47,7 @@ def fetch(task: Task, answer: Answer | NodeError) -> Flow:
         elif isinstance(answer, (Stale, Wait)):
             entry = yield from _lost(task, answer)
         else:
-            break  # the node is gone
+            break  # the node is gone, or nobody vouches for it
         if entry is not None:
             return entry
         answer = yield Get()
@@ -117,6 +117,8 @@ def _load_within(task: Task) -> Flow:
 def _count(task: Task, answer: Answer | NodeError) -> None:
     """Count what the call's own lease-get found; a hit is counted when it has been read."""
     stats = task.profile.stats
+    if isinstance(answer, GuardError):
+        task.profile.unguarded(answer)
     if isinstance(answer, Hit) and not _marked(answer):
         return
     value = None if isinstance(answer, NodeError) or _marked(answer) else getattr(answer, "value", None)

@@ -1,11 +1,13 @@
 """One cached function, however it is called: its template, policy, codec and rules, and its binding to a store."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from leasecache.codecs import Codec, DecodeError, make_codec
-from leasecache.errors import DefinitionError
+from leasecache.errors import DefinitionError, GuardError
 from leasecache.flow import Flow, fetch, look_up
+from leasecache.guard import function_mark
 from leasecache.keys import KeyTemplate
 from leasecache.lease import Hit, Stale, Wait
 from leasecache.loadtime import LoadTime
@@ -15,6 +17,8 @@ from leasecache.policy import Policy
 from leasecache.rules import Row, Rule, split_table
 from leasecache.signature import Signature, qualified_name
 from leasecache.task import Entry, Local, Profile, Task
+
+log = logging.getLogger("leasecache")
 
 Loader = Callable[..., Any]
 Args = tuple[Any, ...]
@@ -102,6 +106,7 @@ class FunctionCore:
         self._bound: Bound | None = None
         self._codec = self._early_codec()
         self._load_time = LoadTime()
+        self._told: set[str] = set()  # what guard records lack, of which the log has been told
 
     @property
     def codec(self) -> Codec:
@@ -182,17 +187,32 @@ class FunctionCore:
     def _bind(self, driver: AnyDriver) -> Bound:
         store, codec, policy = driver.store, self.codec, self.policy
         name, stats = self.name, self.stats
+        mark = function_mark(self.rules) if self.rules and store.guarded else None
         return Bound(
             driver=driver,
             render=self.template.renderer(store.namespace, name).from_python,
-            read=store.reader(policy.lease_for, policy.refresh_ahead, codec.tag),
-            read_many=store.batch_reader(policy.lease_for, policy.refresh_ahead, codec.tag),
+            read=store.reader(policy.lease_for, policy.refresh_ahead, codec.tag, mark),
+            read_many=store.batch_reader(policy.lease_for, policy.refresh_ahead, codec.tag, mark),
             decode=codec.decode,
             flags=codec.tag,
             profile=Profile(
-                name=name, policy=policy, codec=codec, load_time=self._load_time, stats=stats, inline=self._inline
+                name=name,
+                policy=policy,
+                codec=codec,
+                load_time=self._load_time,
+                stats=stats,
+                mark=mark,
+                unguarded=self._unguarded,
+                inline=self._inline,
             ),
         )
+
+    def _unguarded(self, error: GuardError) -> None:
+        """Count a call whose node is not vouched for; log once what the daemon's return would not mend."""
+        self.stats.unguarded += 1
+        if error.missing not in ("record", *self._told):
+            self._told.add(error.missing)
+            log.warning("%s (%s) loads without the cache: %s", self.name, self.template.text, error)
 
     def _message(self, keys: Iterable[bytes]) -> CommitMessage:
         self._runtime.check_heard(self.name)

@@ -96,7 +96,7 @@ class CachedManyCore(BatchCore):
         """Return the cached entry of one argument without a lease and without loading, or None."""
         bound = self.bind()
         try:
-            return self.peeked(bound, bound.driver.store.look(self.key(args, kwargs)))
+            return self.peeked(bound, bound.driver.store.look(self.key(args, kwargs), bound.profile.mark))
         except NodeError:
             return None
 

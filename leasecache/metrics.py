@@ -19,6 +19,7 @@ from leasecache.fork import forget_after_fork
 if TYPE_CHECKING:
     from leasecache.keys import KeyTemplate
     from leasecache.stores.base import AsyncStore, Store
+    from leasecache.stores.trust import Trust
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # s
 
@@ -51,6 +52,7 @@ class FunctionStats(Tally):
         "refused",
         "stale",
         "stolen",
+        "unguarded",
         "unleased",
         "waited",
         "won",
@@ -69,6 +71,7 @@ class FunctionStats(Tally):
         self.won = 0  # leases won, those stolen and those to refresh a value in hand too
         self.stolen = 0  # leases taken from a holder that took too long
         self.refused = 0  # lease-sets that the store refused: the value may be older than an invalidation, or too large
+        self.unguarded = 0  # calls that did without the cache, because no daemon vouched for the node
         self.unleased = 0  # loads without a lease: node down, waited too long, value that cannot be stored
         self.misread = 0  # stored values of another type or version, dropped
         self.failed = 0  # loads that raised
@@ -132,12 +135,14 @@ class Measured(Protocol):
 
 @runtime_checkable
 class Watched(Protocol):
-    """A node on the network: its errors, and its connections as (open, of these idle)."""
+    """A node on the network: its errors, its connections as (open, of these idle), and whether it is believed."""
 
     @property
     def errors(self) -> NodeStats: ...
     @property
     def connections(self) -> tuple[int, int]: ...
+    @property
+    def trust(self) -> "Trust | None": ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +170,7 @@ class FunctionFigures:
     won: int
     stolen: int
     refused: int
+    unguarded: int
     unleased: int
     misread: int
     failed: int
@@ -182,6 +188,7 @@ class NodeFigures:
     down_for: float | None  # s since the failure that marked it down
     connections_open: int
     connections_idle: int
+    guard: str | None  # its record when last read: "fresh", "absent", "foreign" or "unread"; None = not guarded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +245,7 @@ def _function(function: Measured) -> FunctionFigures:
         won=stats.won,
         stolen=stats.stolen,
         refused=stats.refused,
+        unguarded=stats.unguarded,
         unleased=stats.unleased,
         misread=stats.misread,
         failed=stats.failed,
@@ -260,9 +268,11 @@ def _times(histogram: Histogram) -> Times:
 
 def _node(name: str, node: object) -> NodeFigures:
     if not isinstance(node, Watched):  # in this process: there is nothing that can fail
-        return NodeFigures(name=name, errors={}, up=True, down_for=None, connections_open=0, connections_idle=0)
+        return NodeFigures(
+            name=name, errors={}, up=True, down_for=None, connections_open=0, connections_idle=0, guard=None
+        )
     errors, (opened, idle) = node.errors, node.connections
-    since = errors.down_since
+    since, trust = errors.down_since, node.trust
     return NodeFigures(
         name=name,
         errors={kind: getattr(errors, kind) for kind in ("timeout", "broken", "protocol", "down")},
@@ -270,6 +280,7 @@ def _node(name: str, node: object) -> NodeFigures:
         down_for=None if since is None else time.monotonic() - since,
         connections_open=opened,
         connections_idle=idle,
+        guard=trust.state if trust is not None else None,
     )
 
 

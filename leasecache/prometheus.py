@@ -28,6 +28,7 @@ _COUNTERS = {
     "won": ("leases_won", "Leases won, those stolen and those to refresh a value in hand too"),
     "stolen": ("leases_stolen", "Leases won by taking them from a holder that took too long"),
     "refused": ("fills_refused", "Values loaded under a lease that the store refused"),
+    "unguarded": ("calls_unguarded", "Calls that did without the cache, because no daemon vouched for the node"),
     "unleased": ("loads_unleased", "Loads without a lease, whose value is not stored"),
     "misread": ("misread", "Stored values of another type or version, dropped"),
     "failed": ("load_errors", "Loads that raised"),
@@ -89,6 +90,7 @@ def _families(functions: Functions, nodes: Nodes) -> Iterator[Metric]:
     yield _times("load", "Time that loads took", "loaded", functions)
     yield _errors(nodes)
     yield _up(nodes)
+    yield _guarded(nodes)
     yield _connections(nodes)
 
 
@@ -124,6 +126,15 @@ def _up(nodes: Nodes) -> Metric:
     family = GaugeMetricFamily("leasecache_node_up", "0 while this process leaves a failed node alone", labels=_NODE)
     for labels, same in nodes.items():
         family.add_metric(labels, float(all(one.up for one in same)))
+    return family
+
+
+def _guarded(nodes: Nodes) -> Metric:
+    text = "1 while the guard record of a guarded node, as it was last read, vouches for it"
+    family = GaugeMetricFamily("leasecache_node_guarded", text, labels=_NODE)
+    for labels, same in nodes.items():
+        if guards := [one.guard for one in same if one.guard not in (None, "unread")]:
+            family.add_metric(labels, float(all(guard == "fresh" for guard in guards)))
     return family
 
 

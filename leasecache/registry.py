@@ -76,7 +76,7 @@ class Registry(ABC, Generic[D]):
 
         What is configured meanwhile is used when it is over.
         """
-        driver = self._open(url)
+        driver = self._open(url, parse_url(url).guard == "daemon")
         self._overriding.append(driver)
         self._activate()
         try:
@@ -104,7 +104,7 @@ class Registry(ABC, Generic[D]):
         if not (self._heard or self._overriding):  # a test of what sends messages needs no daemon
             raise ConfigError(
                 f"{name}: with guard='none' no daemon hears commit messages, nobody listens; "
-                "call invalidate() after the commit"
+                "call invalidate() after the commit, or run the daemon and pass guard='daemon'"
             )
 
     def announce(self, conn: Any, message: CommitMessage) -> Any:
@@ -112,7 +112,7 @@ class Registry(ABC, Generic[D]):
         return asend(conn, message) if self._asynchronous else send(conn, message)
 
     @abstractmethod
-    def _open(self, url: str) -> D:
+    def _open(self, url: str, guarded: bool) -> D:
         """Return a driver of the store at `url`."""
 
     @abstractmethod
@@ -125,14 +125,13 @@ class Registry(ABC, Generic[D]):
     def _configure(self, url: str, guard: str | None) -> None:
         parsed = parse_url(url)
         check_guard(guard)
-        replaced, self._configured = self._configured, self._open(url)
+        guard = guard or parsed.guard
+        replaced, self._configured = self._configured, self._open(url, guard == "daemon")
         self._activate()
         if replaced is not None:
             self._retire(replaced)
-        guard = guard or parsed.guard
         self._heard = guard == "daemon" or parsed.scheme == "null"
-        unguarded = parsed.scheme not in ("memory", "null") and guard is None
-        self._warn_unguarded = unguarded
+        self._warn_unguarded = parsed.scheme not in ("memory", "null") and guard is None
         self._warn_once(4)  # _warn_once, _configure, configure or from_url, who called it
 
     def _declare(
@@ -187,7 +186,7 @@ class Registry(ABC, Generic[D]):
             self._warn_unguarded = False
             warnings.warn(
                 "depends_on without a guard: if an invalidation is lost, a value can be wrong until its ttl is over; "
-                "pass guard='none' to say that this is understood",
+                "run the invalidation daemon and pass guard='daemon', or guard='none' to say that this is understood",
                 UnguardedWarning,
                 stacklevel=stacklevel,
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leasecache.codecs import Codec
+from leasecache.errors import GuardError
 from leasecache.holders import Holders
 from leasecache.lease import Answer, Ask, Fill, Lease, Token
 from leasecache.loadtime import LoadTime
@@ -35,6 +36,8 @@ class Profile:
     codec: Codec
     load_time: LoadTime
     stats: FunctionStats
+    mark: bytes | None = None  # of a guarded function: what the guard record of a node must name
+    unguarded: Callable[[GuardError], None] = lambda error: None  # told of each call whose node is not vouched for
     inline: bool = False  # a refresh must run in the winner: the loader takes arguments that are not in the key
 
 
@@ -106,7 +109,7 @@ class Task:
     def ask(self, refresh_ahead: float | None = None, lease_for: float | None = None) -> Ask:
         """Return the lease-get of this call; both in s, None = the policy's."""
         ahead = self.policy.refresh_ahead if refresh_ahead is None else refresh_ahead
-        return Ask(self.key, self.policy.lease_for if lease_for is None else lease_for, ahead)
+        return Ask(self.key, self.policy.lease_for if lease_for is None else lease_for, ahead, self.profile.mark)
 
 
 @dataclass(frozen=True, slots=True)

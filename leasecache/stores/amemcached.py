@@ -24,6 +24,7 @@ from leasecache.stores.memcached import QUIET, NoEpoch, batch_request, chunks, s
 from leasecache.stores.pool import EPOCH, NUMBERS
 from leasecache.stores.probe import Probe
 from leasecache.stores.shutdown import Shutdown
+from leasecache.stores.trust import Trust
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -63,6 +64,7 @@ class AsyncMemcachedNode:
         self._item_size_max: int | None = None  # bytes, as the server has said; None = not yet
         self._shutdown = Shutdown(self._leave)
         self._down = Probe(self.errors)
+        self.trust: Trust | None = None
         forget_after_fork(self)
 
     @property

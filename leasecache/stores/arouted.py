@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 from leasecache import _accel
 from leasecache.errors import NodeError
+from leasecache.guard import ring_mark
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Token
 from leasecache.stores.base import AsyncBatchReader, AsyncLeaseNode, AsyncReader, Outcome
 from leasecache.stores.ring import ring
+from leasecache.stores.trust import Trust
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -20,12 +22,22 @@ class AsyncRoutedStore:
     """Routes keys to nodes by rendezvous hashing."""
 
     def __init__(
-        self, nodes: Sequence[AsyncLeaseNode], namespace: str | None = None, weights: Sequence[int] | None = None
+        self,
+        nodes: Sequence[AsyncLeaseNode],
+        namespace: str | None = None,
+        weights: Sequence[int] | None = None,
+        *,
+        guarded: bool = False,
     ) -> None:
-        """`weights` are the nodes' shares of the keys in proportion to each other; default one each."""
+        """Take what `RoutedStore` takes."""
         self.nodes = tuple(nodes)
         self.namespace = namespace
-        self._ring = ring([node.name for node in nodes], weights)
+        self.guarded = guarded
+        names = [node.name for node in nodes]
+        self._ring = ring(names, weights)
+        mark = ring_mark(names, weights)
+        for node in nodes:
+            node.trust = Trust(namespace, mark, node.name) if guarded else None
         self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
 
     def node_for(self, key: bytes) -> AsyncLeaseNode:

@@ -4,12 +4,15 @@ What was read last only says under which generation to ask. Whether the answer i
 came with it, so no two threads need to agree, and nothing here is ever too old to be right.
 """
 
+import logging
 import secrets
 from dataclasses import replace
 
 from leasecache.errors import ConfigError, GuardError
 from leasecache.guard import NO_RUN, Record, guard_key
 from leasecache.lease import Answer, Hit, Lease
+
+log = logging.getLogger("leasecache")
 
 ATTEMPTS = 3  # requests that another generation may cut across, before a call does without the node
 
@@ -33,14 +36,22 @@ class Known:
 class Trust:
     """The guard record of one node, as this client sees it."""
 
-    __slots__ = ("key", "known", "node", "ring")
+    __slots__ = ("_asked", "key", "known", "node", "ring")
 
     def __init__(self, namespace: str | None, ring: bytes, node: str) -> None:
         """`ring` is the mark of the ring by which this client finds nodes, `node` the name for messages."""
         self.key = guard_key(namespace)
         self.ring = ring
         self.node = node
+        self._asked = False
         self.known: Known | None = None  # as read last; None = not yet, or there was none
+
+    @property
+    def state(self) -> str:
+        """The record when it was last read: "fresh", "absent", "foreign" (it is about another ring), or "unread"."""
+        if self.known is None:
+            return "absent" if self._asked else "unread"
+        return "fresh" if self.ring in self.known.record.rings else "foreign"
 
     def usable(self, mark: bytes) -> Known | None:
         """Return the record under whose generation to ask for a function; None = ask for the record alone first."""
@@ -56,7 +67,8 @@ class Trust:
         if known is None or known.raw != raw or known.record.run != run:
             record = None if raw is None else Record.from_bytes(raw)
             known = Known(self.key, self.ring, raw, record) if raw and record and record.run == run else None
-            self.known = known
+            self._tell(known)
+            self.known, self._asked = known, True
         return known
 
     def judge(self, raw: bytes | None, mark: bytes, run: str = NO_RUN) -> Known:
@@ -93,6 +105,12 @@ class Trust:
             raise self.absent()
         renewed = replace(record, generation=secrets.randbelow(2**63 - 1) + 1)
         return Lease(self.key, found.token), renewed.to_bytes(), left - 1  # the server's clock may tick in between
+
+    def _tell(self, known: Known | None) -> None:
+        if known is None and self.known is not None:
+            log.warning("%s: its guard record is gone; guarded functions load without the cache", self.node)
+        elif known is not None and self.known is None and self._asked:
+            log.info("%s: it has a guard record again", self.node)
 
     def absent(self) -> GuardError:
         """Return the error of a node without a guard record."""

@@ -113,7 +113,7 @@ def test_urls(url: str, expected: CacheUrl) -> None:
         ("memcached://h?timeout=1&timeout=2", "gives an option twice"),
         ("memcached://h?namespace=", "namespace '' must be letters"),
         ("memcached://h?namespace=a:b", "namespace 'a:b' must be letters"),
-        ("memcached://h?guard=maybe", "guard='maybe' is not available; use guard='none'"),
+        ("memcached://h?guard=maybe", "guard='maybe' is not known; it is 'none'"),
     ],
 )
 def test_faults(url: str, message: str) -> None:
@@ -134,7 +134,7 @@ def test_opens_nothing(url: str) -> None:
 
 def test_guard_argument_is_checked_like_the_url() -> None:
     """`guard=` and `?guard=` refuse the same."""
-    with pytest.raises(ConfigError, match="guard='maybe' is not available"):
+    with pytest.raises(ConfigError, match="guard='maybe' is not known"):
         Cache.from_url("memory://", guard="maybe")
 
 
@@ -172,7 +172,7 @@ def test_the_warning_names_the_line_that_is_to_blame() -> None:
     """Whether the URL or the function comes last, the warning points to the application's line, once."""
     cache = Cache()
     unguarded(cache)
-    with pytest.warns(UnguardedWarning, match="pass guard='none'") as late:
+    with pytest.warns(UnguardedWarning, match="pass guard='daemon', or guard='none'") as late:
         cache.configure("memcached://h")
     unguarded(cache)
     with pytest.warns(UnguardedWarning) as early:

@@ -19,18 +19,25 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import leasecache
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
+from leasecache.guard import Record, ring_mark
 from leasecache.metrics import BOUNDS, FunctionStats, Histogram, NodeStats, Stats, quantile, snapshot
 from leasecache.prometheus import LeasecacheCollector
 from leasecache.stores.amemcached import AsyncMemcachedNode
 from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
 from leasecache.stores.redis import RedisNode
+from leasecache.stores.trust import Trust
 from tests.fix_fork import in_a_child
 
 PACKAGE = Path(leasecache.__file__).parent
 THREADS, TIMES = 8, 20_000
-COUNTERS = ("hits", "stale", "misses", "won", "stolen", "refused", "unleased", "misread", "failed")
+COUNTERS = ("hits", "stale", "misses", "won", "stolen", "refused", "unguarded", "unleased", "misread", "failed")
 KINDS = ("timeout", "broken", "protocol", "down")
+
+
+def record(*names: str) -> Record:
+    """A guard record that accepts the ring of these nodes."""
+    return Record(generation=5, tenure=7, rings=frozenset([ring_mark(names)]), rules=frozenset())
 
 
 class Node:
@@ -38,6 +45,8 @@ class Node:
 
     def __init__(self, name: str = "10.0.0.1:11211", connections: tuple[int, int] = (3, 1)) -> None:
         self.name, self.errors, self.connections = name, NodeStats(), connections
+        self.trust = Trust("shop", ring_mark([name]), name)
+        self.trust.read(record(name).to_bytes())
 
 
 class Shown:
@@ -240,6 +249,7 @@ def test_a_snapshot_is_json() -> None:
         "down_for": None,
         "connections_open": 3,
         "connections_idle": 1,
+        "guard": "fresh",
     }
 
 
@@ -255,6 +265,7 @@ EXPECTED = {
     "leasecache_leases_won": ("counter", ["cache", "function", "template"]),
     "leasecache_leases_stolen": ("counter", ["cache", "function", "template"]),
     "leasecache_fills_refused": ("counter", ["cache", "function", "template"]),
+    "leasecache_calls_unguarded": ("counter", ["cache", "function", "template"]),
     "leasecache_loads_unleased": ("counter", ["cache", "function", "template"]),
     "leasecache_misread": ("counter", ["cache", "function", "template"]),
     "leasecache_load_errors": ("counter", ["cache", "function", "template"]),
@@ -262,6 +273,7 @@ EXPECTED = {
     "leasecache_load_seconds": ("histogram", ["cache", "function", "template"]),
     "leasecache_node_errors": ("counter", ["cache", "node", "kind"]),
     "leasecache_node_up": ("gauge", ["cache", "node"]),
+    "leasecache_node_guarded": ("gauge", ["cache", "node"]),
     "leasecache_node_connections": ("gauge", ["cache", "node", "state"]),
 }
 
@@ -302,9 +314,17 @@ def test_every_counter_is_shown() -> None:
     mine = {"cache": "shop", "function": "app.get_media", "template": "media:{media_id}"}
     calls = samples(scraped["leasecache_calls"], **mine)
     assert [calls["leasecache_calls_total", result] for result in ("hit", "stale", "miss")] == [1, 2, 3]
-    names = ["leases_won", "leases_stolen", "fills_refused", "loads_unleased", "misread", "load_errors"]
+    names = [
+        "leases_won",
+        "leases_stolen",
+        "fills_refused",
+        "calls_unguarded",
+        "loads_unleased",
+        "misread",
+        "load_errors",
+    ]
     shown = [samples(scraped[f"leasecache_{name}"], **mine)[f"leasecache_{name}_total",] for name in names]
-    assert shown == [4, 5, 6, 7, 8, 9]
+    assert shown == [4, 5, 6, 7, 8, 9, 10]
     errors = samples(scraped["leasecache_node_errors"], cache="shop", node="10.0.0.1:11211")
     assert errors == {("leasecache_node_errors_total", kind): n for n, kind in enumerate(KINDS, 1)}
     connections = samples(scraped["leasecache_node_connections"], cache="shop", node="10.0.0.1:11211")
@@ -349,6 +369,24 @@ def test_several_caches() -> None:
     assert up == {("leasecache_node_up", "shop"): 0, ("leasecache_node_up", ""): 1}
     timeouts = samples(scraped["leasecache_node_errors"], kind="timeout", cache="shop")
     assert list(timeouts.values()) == [2]
+
+
+def test_guards() -> None:
+    """A node tells what its guard record was when it was last read; a node that is not guarded tells nothing."""
+    shop, ads = Shown("shop"), Shown("ads")
+    ads.node.trust = None
+    assert [cache.stats().nodes[0].guard for cache in (shop, ads)] == ["fresh", None]
+    shown = samples(scrape(shop, ads)["leasecache_node_guarded"], node=shop.node.name)
+    assert shown == {("leasecache_node_guarded", "shop"): 1}
+    told = []
+    for raw in (b"garbage", record("another").to_bytes(), None, record(shop.node.name).to_bytes()):
+        shop.node.trust.read(raw)
+        [value] = samples(scrape(shop)["leasecache_node_guarded"]).values()
+        told.append((shop.stats().nodes[0].guard, value))
+    assert told == [("absent", 0), ("foreign", 0), ("absent", 0), ("fresh", 1)]
+    shop.node.trust = Trust("shop", b"ring", shop.node.name)
+    assert shop.stats().nodes[0].guard == "unread"
+    assert "leasecache_node_guarded" not in {f.name for f in scrape(shop).values() if f.samples}
 
 
 def test_a_second_collector_is_refused() -> None:
