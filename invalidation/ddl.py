@@ -1,4 +1,4 @@
-"""The SQL that makes a source fit for its rules: replica identities, publication, slot, in that order.
+"""The SQL that makes a source fit for its rules: replica identities, publication, event triggers, slot, in that order.
 
 An identity comes before the publication, because publishing updates of a table without one makes the application's
 updates fail; the publication comes before the slot, because a slot only decodes with a publication that existed at
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from leasecache.errors import SourceError
 from leasecache.invalidation.catalog import Catalog, Index, Publication, Table
 from leasecache.invalidation.source import Connection, ask, connect, execute, readdressed
+from leasecache.invalidation.triggers import triggers_ddl
 from leasecache.rules import RuleSet
 
 _ALL_OPERATIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
@@ -27,6 +28,7 @@ class Step(NamedTuple):
     where: str  # "primary" or "source"
     sql: str
     why: str
+    optional: bool = False
 
 
 def plan(catalog: Catalog, rules: RuleSet) -> list[Step]:
@@ -37,10 +39,18 @@ def plan(catalog: Catalog, rules: RuleSet) -> list[Step]:
         why = f"old rows of {found.schema}.{found.name} must carry {', '.join(sorted(needed))}"
         steps += [Step("primary", sql, why) for sql in identity_ddl(found, needed)]
     steps += [Step("primary", sql, "the stream carries published tables only") for sql in publication_ddl(catalog)]
+    why = "the log says when a publication or table changes (optional; needs a superuser)"
+    steps += [Step("primary", sql, why, optional=True) for sql in triggers_ddl(catalog.drift_triggers)]
     if catalog.slot is None:
-        sql = f"select pg_create_logical_replication_slot({literal(catalog.slot_name)}, 'pgoutput')"
-        steps.append(Step("source", sql, "the slot keeps changes until the daemon has acknowledged them"))
+        why = "the slot keeps changes until the daemon has acknowledged them"
+        steps.append(Step("source", slot_ddl(catalog), why))
     return steps
+
+
+def slot_ddl(catalog: Catalog) -> str:
+    """Return the statement that creates the slot; on a primary from 17 on, standbys get a copy to be promoted with."""
+    copied = ", failover => true" if catalog.version >= 170000 and not catalog.in_recovery else ""
+    return f"select pg_create_logical_replication_slot({literal(catalog.slot_name)}, 'pgoutput'{copied})"
 
 
 def needed_columns(catalog: Catalog, rules: RuleSet) -> dict[tuple[str, str], frozenset[str]]:
@@ -138,7 +148,7 @@ def apply(steps: Sequence[Step], source: str, primary: str | None) -> None:
                 execute(here, step.sql)
             elif step.where == "source":
                 _wait_replayed(here, there)
-                _create_on_standby(here, there, step.sql)
+                create_on_standby(here, there, step.sql)
 
 
 def _wait_replayed(standby: Connection, primary: Connection) -> None:
@@ -152,7 +162,7 @@ def _wait_replayed(standby: Connection, primary: Connection) -> None:
     raise SourceError(f"the standby has not replayed {position} within {_REPLAY_WAIT:.0f} s; run setup again later")
 
 
-def _create_on_standby(standby: Connection, primary: Connection, sql: str) -> None:
+def create_on_standby(standby: Connection, primary: Connection, sql: str) -> None:
     """Create a slot; it waits for a record of running transactions that an idle primary writes only when asked."""
     with ThreadPoolExecutor(1) as pool:
         created = pool.submit(execute, standby, sql)

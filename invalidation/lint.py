@@ -42,6 +42,7 @@ class Finding:
     consequence: str  # one sentence, without the full stop
     remedy: tuple[str, ...] = ()  # SQL, or what to change
     fatal: bool = True  # the daemon refuses to start
+    note: bool = False  # worth knowing, and no fault
 
     @property
     def by_setup(self) -> bool:
@@ -62,6 +63,7 @@ class Finding:
             "consequence": self.consequence,
             "remedy": list(self.remedy),
             "fatal": self.fatal,
+            "note": self.note,
         }
 
 
