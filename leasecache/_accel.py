@@ -34,7 +34,8 @@ if TYPE_CHECKING or IMPL == "python":
         Tally,
     )
     from leasecache._pure_keys import Renderer, Ring, percent_encode, shorten
-    from leasecache._pure_mux import Mux, MuxReader, Pending
+    from leasecache._pure_mux import Mux, MuxReader
+    from leasecache._pure_pending import Pending
 else:
     from leasecache._hits import (
         AsyncCall,

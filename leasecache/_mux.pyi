@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from leasecache._hot import Reply
-from leasecache._pure_mux import Epochs, Guard, Owner
+from leasecache._pure_pending import Epochs, Guard, Owner
 
 Read = Callable[[list[Reply], int, int, Any], Any]
 

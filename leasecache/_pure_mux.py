@@ -12,10 +12,11 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from leasecache._pure import Reply, parse_reply
+from leasecache._pure_pending import Epochs, Guard, Owner, Pending, Read, Record
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
 
 QUIET = -1  # instead of a number of replies: as many as come before MN
@@ -24,119 +25,7 @@ FIRST_BUFFER = 65536  # bytes
 EARLY = 4096  # bytes of requests that leave before the turn is over, so that the server works while the tasks do
 QUEUE_LIMIT = 262144  # bytes of requests that wait for the transport; who comes then waits for room
 
-Read = Callable[[list[Reply], int, int, Any], Any]  # replies, epoch when asked, epoch of the connection, context
 Parse = Callable[[bytes, int], "tuple[Reply, int] | None"]
-
-
-class Owner(Protocol):
-    """Who opened the connection."""
-
-    def lost(self, mux: Any, error: NodeError | None, failed: bool) -> None:
-        """Take note that the connection is gone; called once.
-
-        `error` is what those get who waited, None when nobody did; `failed` says that the server should be left alone.
-        """
-
-    def orphaned(self, mux: Any, result: Any) -> None:
-        """Take what a cancelled caller no longer takes."""
-
-
-class Epochs(Protocol):
-    """Counts connections."""
-
-    latest: int
-
-
-class Known(Protocol):
-    """A guard record that a node has shown; see `leasecache.stores.trust`."""
-
-    prefix: bytes  # of the keys of its generation
-    reply: bytes  # that shows it
-
-
-class Trust(Protocol):
-    """What is known of a node's guard record."""
-
-    known: Any  # the record read last, None when there is none
-
-
-class Guard(Protocol):
-    """How requests of one function are guarded."""
-
-    trust: Trust  # requests that share it share a reading of the record
-    request: bytes  # reads it
-
-    def usable(self) -> Any:
-        """Return what is Known when it can vouch for the function; None: another request has to ask first."""
-
-    def see(self, reply: Reply) -> Any:
-        """Return what the reply to `request` makes Known, None for no record. Raises NodeError."""
-
-    def judge(self, asked: Any, seen: Any, answer: Any) -> tuple[Any, NodeError | None, bool]:
-        """Return the answer to a request under `asked`, when `seen` was read before it: Known, None or an error.
-
-        Then whether it is to be believed: None, or the error; and if not, whether to ask anew.
-        """
-
-
-class Pending:
-    """A request on its way; awaiting it gives what its replies mean. Raises NodeError."""
-
-    __slots__ = (
-        "deadline",
-        *("_again", "_context", "_count", "_epoch", "_flags", "_future"),
-        *("_guard", "_known", "_mux", "_read", "_record", "_replies", "_retry"),
-    )
-
-    def __init__(self, mux: "Mux", count: int, read: Read, context: Any, flags: int, retry: Any) -> None:
-        self._future: asyncio.Future[Any] = mux.loop.create_future()
-        self._count = count
-        self._read = read
-        self._context = context
-        self._flags = flags
-        self._epoch = mux._epochs.latest  # before the request is sent: a later connection may be to a restarted server
-        self.deadline = time.monotonic() + mux._timeout
-        self._replies: list[Reply] = []
-        self._mux = mux
-        self._retry = retry
-        self._again = False  # it may be answered when it is asked anew
-        self._guard: Guard | None = None
-        self._known: Any = None  # the record under whose generation it was asked
-        self._record: _Record | None = None  # the reading of the record before it
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        try:
-            return (yield from self._future)
-        except NodeError:
-            if self._retry is None or not (self._again or self._mux.died):
-                raise
-        except BaseException:
-            self._abandon()
-            raise
-        return (yield from self._retry(self._context[0]).__await__())
-
-    def discard(self) -> None:
-        """Leave the result to the owner: nobody waits for it."""
-        self._future.cancel()
-
-    def _abandon(self) -> None:
-        """Leave the result to the owner, also one that came just before its caller was cancelled."""
-        future = self._future
-        if self._mux.loop.is_closed():  # a coroutine is thrown away that nobody can wake any more
-            return
-        if not future.cancel() and not future.cancelled() and future.exception() is None:
-            self._mux._owner.orphaned(self._mux, future.result())
-
-
-class _Record:
-    """A reading of the guard record, for the requests behind it in the same write."""
-
-    __slots__ = ("deadline", "guard", "seen")
-
-    def __init__(self, guard: Guard, deadline: float) -> None:
-        self.guard = guard
-        self.deadline = deadline
-        self.seen: Any = None  # Known, None or the error
 
 
 class Mux(asyncio.BufferedProtocol):
@@ -174,8 +63,8 @@ class Mux(asyncio.BufferedProtocol):
         self._name = name
         self._parse = parse
         self._transport: Any = None
-        self._pending: deque[Pending | _Record] = deque()
-        self._record: _Record | None = None  # among what waits to be sent
+        self._pending: deque[Pending | Record] = deque()
+        self._record: Record | None = None  # among what waits to be sent
         self._out: list[bytes] = []
         self._out_size = 0
         self._flushing = self._paused = self._served = False
@@ -279,7 +168,7 @@ class Mux(asyncio.BufferedProtocol):
         """Have the record read in front of this request, or of one before it that leaves with it."""
         record = self._record
         if record is None or record.guard.trust is not guard.trust:
-            record = self._record = _Record(guard, pending.deadline)
+            record = self._record = Record(guard, pending.deadline)
             self._pending.append(record)
             self._out.append(guard.request)
             self._out_size += len(guard.request)
@@ -318,7 +207,7 @@ class Mux(asyncio.BufferedProtocol):
 
     def _take(self, reply: Reply) -> None:
         pending = self._pending[0]
-        if isinstance(pending, _Record):
+        if isinstance(pending, Record):
             self._see(pending, reply)
         elif pending._flags != ANY_FLAGS:
             self._finish(pending, self._found(pending, reply))
@@ -330,7 +219,7 @@ class Mux(asyncio.BufferedProtocol):
             if len(pending._replies) >= pending._count:
                 self._finish(pending, self._read(pending))
 
-    def _see(self, record: _Record, reply: Reply) -> None:
+    def _see(self, record: Record, reply: Reply) -> None:
         try:
             record.seen = record.guard.see(reply)
         except ProtocolError:
@@ -351,7 +240,7 @@ class Mux(asyncio.BufferedProtocol):
             return answers
         return answers[0] if record is None else self._judged(pending, record, answers[0])
 
-    def _judged(self, pending: Pending, record: _Record, answer: Any) -> Any:
+    def _judged(self, pending: Pending, record: Record, answer: Any) -> Any:
         """Return the answer to a guarded request, or why it is not to be believed: then its lease is given back."""
         assert pending._guard is not None
         answer, fault, pending._again = pending._guard.judge(pending._known, record.seen, answer)

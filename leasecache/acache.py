@@ -128,6 +128,14 @@ class AsyncCache(Registry[AsyncDriver]):
         check_invalidation(keys, stale_for)
         await self.driver().store.invalidate(keys, stale_for)
 
+    async def clear(self) -> None:
+        """Let no value be served again that is stored now, by a new generation on every node; empty `memory://`.
+
+        Values of functions without `depends_on` stay: only guarded keys carry a generation. Raises ConfigError without
+        guard="daemon", and NodeError when a node has no guard record or did not take the new one; repeating is safe.
+        """
+        await self.driver().store.clear()
+
     async def aclose(self) -> None:
         """Close the connections of this event loop and end its refreshes; the cache can be used again."""
         retired, self._retired = self._retired, []

@@ -60,7 +60,7 @@ class AsyncCachedCore(FunctionCore):
         """Return the cached entry without a lease and without loading, or None; see `FunctionCore.peeked`."""
         bound = self.bind()
         try:
-            return self.peeked(bound, await bound.driver.store.look(self.key(args, kwargs)))
+            return self.peeked(bound, await bound.driver.store.look(self.key(args, kwargs), bound.profile.mark))
         except NodeError:
             return None
 

@@ -33,7 +33,9 @@ class AsyncDriver:
         self._perform: dict[type[Any], Perform] = {
             Get: lambda request, task: _node(self.store.lease_get(*task.ask(request.refresh_ahead))),
             Look: lambda request, task: self._poller().wait(request),
-            Steal: lambda request, task: _node(self.store.steal(task.key, request.token, request.lease_for)),
+            Steal: lambda request, task: _node(
+                self.store.steal(task.key, request.token, request.lease_for, task.profile.mark)
+            ),
             Fill: lambda request, task: self._fill(request),
             Release: lambda request, task: self.release(request.lease),
             Load: lambda request, task: self._load(task),

@@ -57,7 +57,7 @@ class AsyncCachedManyCore(BatchCore):
         """Return the cached entry of one argument without a lease and without loading, or None."""
         bound = self.bind()
         try:
-            return self.peeked(bound, await bound.driver.store.look(self.key(args, kwargs)))
+            return self.peeked(bound, await bound.driver.store.look(self.key(args, kwargs), bound.profile.mark))
         except NodeError:
             return None
 

@@ -10,7 +10,7 @@ from leasecache.decorator import _Function, _ManyFunction
 
 RENAMED = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
 SPECIAL = {*RENAMED, *RENAMED.values()}
-AWAITED = {"lease_get", "lease_set", "release", "invalidate", "aclose", "__aenter__", "__aexit__"}
+AWAITED = {"lease_get", "lease_set", "release", "invalidate", "clear", "aclose", "__aenter__", "__aexit__"}
 TWINS = [
     (Cache, AsyncCache),
     (surface.CachedFunction, surface.AsyncCachedFunction),

@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 from leasecache import _accel
 from leasecache._accel import Mux, Reply
-from leasecache.errors import LeasecacheError, NodeError, NodeTimeout
+from leasecache.errors import GuardError, LeasecacheError, NodeError, NodeTimeout
 from leasecache.fork import forget_after_fork
 from leasecache.lease import ANY_CONNECTION, Answer, Ask, Fill, Hit, Lease, Refused, Token
 from leasecache.metrics import NodeStats
@@ -20,6 +19,8 @@ from leasecache.stores.clock import Reading
 from leasecache.stores.conversation import Caller, Conversation
 from leasecache.stores.dial import Tls
 from leasecache.stores.greeting import Credentials
+from leasecache.stores.guarding import GuardedBatch, Guarding
+from leasecache.stores.joined import Loop, joined
 from leasecache.stores.memcached import QUIET, NoEpoch, batch_request, chunks, store_request
 from leasecache.stores.pool import EPOCH, NUMBERS
 from leasecache.stores.probe import Probe
@@ -28,7 +29,6 @@ from leasecache.stores.trust import Trust
 
 T = TypeVar("T")
 C = TypeVar("C")
-Loop = asyncio.AbstractEventLoop
 Build = Callable[[Any], bytes]  # the request, for this connection
 Read = Callable[[list[Reply], int, int, C], T]  # replies, epoch when they were asked for, that of the connection
 
@@ -77,11 +77,10 @@ class AsyncMemcachedNode:
         self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None
     ) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
-
-        def build(mux: Mux) -> bytes:
-            return meta.lease_get(key, lease_for, refresh_ahead, mux.mark())
-
-        return (await self._exchange(build, 1, meta.read_answers, (key,)))[0]
+        [answer] = await self.lease_get_many([Ask(key, lease_for, refresh_ahead, mark)])
+        if isinstance(answer, NodeError):
+            raise answer
+        return answer
 
     def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> AsyncReader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
@@ -94,13 +93,16 @@ class AsyncMemcachedNode:
             (head, middle, end),
             flags,
             meta.read_answers,
-            lambda key: self.lease_get(key, lease_for, refresh_ahead),
+            lambda key: self.lease_get(key, lease_for, refresh_ahead, mark),
+            None if mark is None else Guarding(self._trusted(), mark),
         )
 
-    async def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Return an answer per ask, in order. Raises NodeError."""
+    async def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
+        """Return an answer per ask, in order, or its GuardError. Raises NodeError."""
+        if any(ask.mark is not None for ask in asks):
+            return await self._get_guarded(asks)
         keys = [ask.key for ask in asks]
-        return await self._exchange(batch_request(asks), len(keys), meta.read_answers, keys) if keys else []
+        return [*await self._exchange(batch_request(asks), len(keys), meta.read_answers, keys)] if keys else []
 
     def batch_reader(
         self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
@@ -108,7 +110,7 @@ class AsyncMemcachedNode:
         """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
 
         async def read(keys: Sequence[bytes]) -> list[bytes | Answer | NodeError]:
-            answers = await self.lease_get_many([Ask(key, lease_for, refresh_ahead) for key in keys])
+            answers = await self.lease_get_many([Ask(key, lease_for, refresh_ahead, mark) for key in keys])
             return [a.value if type(a) is Hit and a.flags == flags else a for a in answers]
 
         return read
@@ -120,8 +122,8 @@ class AsyncMemcachedNode:
         """
         if lease.token is None:
             return Refused("the server had no room for a lease, or holds somebody else's value")
-        limit = self._item_size_max
-        fits = limit is None or len(lease.key) + len(body) + meta.ITEM_OVERHEAD <= limit
+        limit, key = self._item_size_max, meta.on_the_wire(lease.key, lease.token)
+        fits = limit is None or len(key) + len(body) + meta.ITEM_OVERHEAD <= limit
         fill = Fill(lease, flags, body, ttl)
 
         def build(mux: Mux) -> bytes:
@@ -150,12 +152,8 @@ class AsyncMemcachedNode:
 
         Of many who steal one token one gets a lease: the server compares the CAS.
         """
-
-        def build(mux: Mux) -> bytes:
-            return meta.steal(key, token, mux.mark()) + meta.lease_get(key, lease_for, 0, mux.mark())
-
-        answers = await self._present(token.epoch, build, 2, _read_stolen, (key,))
-        return answers[0] if answers else await self.lease_get(key, lease_for)
+        await self._present(token.epoch, lambda m: meta.steal(key, token, m.mark()), 1, meta.read_nothing, None)
+        return await self.lease_get(key, lease_for, mark=mark)
 
     async def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
         """Void leases; drop the values or leave them stale for at most `stale_for` s.
@@ -168,6 +166,14 @@ class AsyncMemcachedNode:
             else:
                 await self._mark_stale(part, stale_for)
 
+    async def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> bytes | None:
+        """Invalidate these keys, which are those on the wire; then return the guard record, None = absent.
+
+        Raises NodeError.
+        """
+        await self.invalidate(keys, stale_for)
+        return await self._exchange(lambda m: meta.read_record(guard_key), 1, meta.record, None)
+
     async def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching leases or recency; the answer does not tell whether it is stale.
 
@@ -175,6 +181,8 @@ class AsyncMemcachedNode:
         """
         self._down.check(f"memcached {self.name}")
         async with self._conversation() as conversation:
+            if mark is not None:
+                key = await Guarding(self._trusted(), mark).find(key, conversation)
             for _ in range(10):  # until both answers are about the same version of the item
                 looked = await conversation.ask(classic.look(key), classic.read_look)
                 seen = meta.debug(looked.debug)
@@ -209,10 +217,10 @@ class AsyncMemcachedNode:
         if failed:
             self._down.failed()
 
-    def orphaned(self, mux: Mux, result: Any) -> None:
-        """Give back the leases that a cancelled caller has won."""
+    def orphaned(self, mux: Mux | None, result: Any) -> None:
+        """Give back the leases that a cancelled caller has won, or that were won under another generation."""
         for answer in result if isinstance(result, list) else [result]:
-            if mux.open and isinstance(answer, Lease) and meta.release(answer) is not None:
+            if mux is not None and mux.open and isinstance(answer, Lease) and meta.release(answer) is not None:
                 mux.ask(_release(answer, mux), 1, meta.read_nothing, None).discard()
 
     def forget(self) -> None:
@@ -229,6 +237,29 @@ class AsyncMemcachedNode:
         if mux is not None:
             mux.close()
             await asyncio.shield(mux.closed)
+
+    async def _get_guarded(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
+        batch, used = GuardedBatch(self._trusted(), asks), self._muxes.get(asyncio.get_running_loop())
+
+        def build(mux: Mux) -> bytes:
+            nonlocal used
+            used = mux
+            return batch.request(mux.mark)
+
+        try:
+            while batch.begin():
+                self.orphaned(used, batch.take(await self._exchange(build, batch.count, batch.read, None)))
+        except NodeError as error:
+            batch.fail(error)
+        except BaseException:
+            self.orphaned(used, batch.won)
+            raise
+        return batch.answers
+
+    def _trusted(self) -> Trust:
+        if self.trust is None:
+            raise TypeError(f"memcached {self.name} is not guarded")
+        return self.trust
 
     async def _delete(self, keys: Sequence[bytes]) -> None:
         await self._exchange(lambda m: meta.delete_quietly(keys), QUIET, meta.read_acknowledgement, None)
@@ -303,7 +334,7 @@ class AsyncMemcachedNode:
         if loop not in self._opening:
             self._down.check(f"memcached {self.name}")
             self._forget_closed_loops()
-        return await _joined(self._opening, lambda: self._open(loop))
+        return await joined(self._opening, lambda: self._open(loop))
 
     async def _read_clock(self, mux: Mux) -> None:
         """Make sure that there is a recent reading of the server that `mux` is connected to. Raises NodeError."""
@@ -311,7 +342,7 @@ class AsyncMemcachedNode:
             reading = self._readings.get(mux.loop)
             if reading is not None and reading.holds(mux.born):
                 return
-            await _joined(self._reading, self._read)
+            await joined(self._reading, self._read)
 
     async def _read(self) -> None:
         epoch = EPOCH.latest
@@ -346,6 +377,9 @@ class AsyncMemcachedNode:
         conversation, _ = await self._called()
         try:
             yield conversation
+        except GuardError:  # nothing is wrong with the node
+            self._down.answered()
+            raise
         except NodeError as error:
             self.errors.count(error)
             if not isinstance(error, meta.Complaint):
@@ -361,29 +395,5 @@ class AsyncMemcachedNode:
                 known.pop(loop, None)
 
 
-async def _joined(tasks: dict[Loop, "asyncio.Task[T]"], work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Wait for this loop's task, begun by whoever comes first. A cancelled caller does not end it: others wait, too."""
-    loop = asyncio.get_running_loop()
-    if loop not in tasks:
-        tasks[loop] = loop.create_task(work())
-        tasks[loop].add_done_callback(partial(_done, tasks))
-    try:
-        return await asyncio.shield(tasks[loop])
-    except LeasecacheError as error:
-        raise type(error)(*error.args) from error  # one exception per caller
-
-
-def _done(tasks: dict[Loop, "asyncio.Task[T]"], task: "asyncio.Task[T]") -> None:
-    tasks.pop(task.get_loop(), None)
-    if not task.cancelled():
-        task.exception()  # seen, though every caller may have been cancelled meanwhile
-
-
 def _release(lease: Lease, mux: Mux) -> bytes:
     return meta.release(lease, mux.mark()) or b""
-
-
-def _read_stolen(replies: Sequence[Reply], epoch: int, born: int, keys: Sequence[bytes]) -> list[Answer]:
-    """Read what a theft and the lease-get behind it are answered."""
-    meta.read_nothing(replies[:1], epoch, born, None)
-    return meta.read_answers(replies[1:], epoch, born, keys)

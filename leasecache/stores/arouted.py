@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 from leasecache import _accel
 from leasecache.errors import NodeError
-from leasecache.guard import ring_mark
-from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Token
+from leasecache.guard import RECORD_FLAGS, ring_mark, wire_key
+from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Stored, Token
 from leasecache.stores.base import AsyncBatchReader, AsyncLeaseNode, AsyncReader, Outcome
 from leasecache.stores.ring import ring
-from leasecache.stores.trust import Trust
+from leasecache.stores.trust import ATTEMPTS, Trust, unclearable
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -48,7 +48,7 @@ class AsyncRoutedStore:
         self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None
     ) -> Answer:
         """Return the owner's answer. Raises NodeError."""
-        return await self.node_for(key).lease_get(key, lease_for, refresh_ahead)
+        return await self.node_for(key).lease_get(key, lease_for, refresh_ahead, mark)
 
     async def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
         """Return an answer per ask, or the error of its node."""
@@ -56,14 +56,14 @@ class AsyncRoutedStore:
 
     def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> AsyncReader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags."""
-        readers = [node.reader(lease_for, refresh_ahead, flags) for node in self.nodes]
+        readers = [node.reader(lease_for, refresh_ahead, flags, mark) for node in self.nodes]
         return readers[0] if len(readers) == 1 else _accel.RingReader(self._ring, readers)
 
     def batch_reader(
         self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
     ) -> AsyncBatchReader:
         """Return a `lease_get_many` of keys that gives the values alone of plain hits with these client flags."""
-        readers = {node.name: node.batch_reader(lease_for, refresh_ahead, flags) for node in self.nodes}
+        readers = {node.name: node.batch_reader(lease_for, refresh_ahead, flags, mark) for node in self.nodes}
         return lambda keys: self._each(keys, keys, lambda node, owned: readers[node.name](owned))
 
     async def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Outcome:
@@ -81,21 +81,28 @@ class AsyncRoutedStore:
 
     async def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Void the lease that `token` names and answer as a lease-get then does. Raises NodeError."""
-        return await self.node_for(key).steal(key, token, lease_for)
+        return await self.node_for(key).steal(key, token, lease_for, mark)
 
     async def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
-        """Invalidate on every owner; then raise the error of the first that did not do it, if any."""
-        found = await asyncio.gather(
-            *[node.invalidate([keys[i] for i in owned], stale_for) for node, owned in self._owners(keys).items()],
-            return_exceptions=True,
-        )
-        for failure in found:
-            if isinstance(failure, BaseException):
-                raise failure
+        """Invalidate on every owner; then raise the error of the first that did not do it, if any.
+
+        On guarded nodes that is done under the generation, too, and GuardError when there is none to do it under.
+        """
+        owners = self._owners(keys).items()
+        await _all([_invalidate(node, [keys[i] for i in owned], stale_for) for node, owned in owners])
+
+    async def clear(self) -> None:
+        """Give every node a new generation; then raise the error of the first where that failed, if any.
+
+        What stands there under no generation stays. Raises ConfigError when the nodes are not guarded.
+        """
+        if not self.guarded:
+            raise unclearable()
+        await _all([_bump(node) for node in self.nodes])
 
     async def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching leases. Raises NodeError."""
-        return await self.node_for(key).look(key)
+        return await self.node_for(key).look(key, mark)
 
     async def stats(self) -> Mapping[str, dict[str, Any]]:
         """Return each node's own figures. Raises NodeError."""
@@ -143,6 +150,43 @@ class AsyncRoutedStore:
         for i, key in enumerate(keys):
             owned[self.node_for(key)].append(i)
         return owned
+
+
+async def _all(steps: Iterable[Awaitable[None]]) -> None:
+    """Take all steps side by side, whichever fail; then raise what the first of these has raised."""
+    for failure in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(failure, BaseException):
+            raise failure
+
+
+async def _invalidate(node: AsyncLeaseNode, keys: Sequence[bytes], stale_for: float) -> None:
+    if node.trust is None:
+        await node.invalidate(keys, stale_for)
+        return
+    trust, meant = node.trust, [*keys]
+    generation = trust.known.generation if trust.known else None
+    for _ in range(ATTEMPTS):
+        if generation is not None:
+            meant += [wire_key(generation, key) for key in keys]
+        found = trust.generation(await node.invalidate_under(trust.key, meant, stale_for))
+        if found == generation:
+            return
+        generation, meant = found, []
+    raise trust.unsettled()
+
+
+async def _bump(node: AsyncLeaseNode) -> None:
+    """Write the node's guard record anew, under a generation of which nothing is stored."""
+    assert node.trust is not None
+    trust = node.trust
+    for _ in range(ATTEMPTS):
+        found = await node.lease_get(trust.key, 1)
+        if isinstance(found, Lease):
+            await node.release(found)  # the record's, for the daemon to write
+        lease, body, ttl = trust.bumped(found)
+        if isinstance(await node.lease_set(lease, RECORD_FLAGS, body, ttl), Stored):
+            return
+    raise trust.unsettled()
 
 
 async def _done(do: "Do[Q, A]", node: AsyncLeaseNode, items: Sequence[Q]) -> list[A | NodeError]:
