@@ -143,7 +143,7 @@ def open_store(url: str, *, guarded: bool | None = None) -> Store:
     `guarded`: an invalidation daemon vouches for its nodes; None = as the URL says. In this process nothing is guarded.
     """
     parsed = parse_url(url)
-    guarded = parsed.guard == "daemon" if guarded is None else guarded
+    guarded = _check_guardable(parsed, parsed.guard == "daemon" if guarded is None else guarded)
     if parsed.scheme == "memory":
         from leasecache.stores.memory import MemoryStore
 
@@ -167,7 +167,7 @@ def open_store(url: str, *, guarded: bool | None = None) -> Store:
 def open_async_store(url: str, *, guarded: bool | None = None) -> AsyncStore:
     """Return the asynchronous store of a cache URL, as `open_store` does. Raises ConfigError."""
     parsed = parse_url(url)
-    guarded = parsed.guard == "daemon" if guarded is None else guarded
+    guarded = _check_guardable(parsed, parsed.guard == "daemon" if guarded is None else guarded)
     if parsed.scheme in ("memory", "null"):
         from leasecache.stores.alocal import AsyncLocalStore
 
@@ -184,6 +184,15 @@ def open_async_store(url: str, *, guarded: bool | None = None) -> AsyncStore:
         raise ConfigError("the cache URL has pool=, which AsyncCache has no use for: its tasks share one connection")
     nodes = [AsyncMemcachedNode(name, **options) for name in parsed.nodes]
     return AsyncRoutedStore(nodes, parsed.namespace, parsed.weights, guarded=guarded)
+
+
+def _check_guardable(parsed: CacheUrl, guarded: bool) -> bool:
+    if guarded and parsed.scheme.endswith("+cluster"):
+        raise ConfigError(
+            f"{parsed.scheme}:// has no guard='daemon': a slot moves between servers with its keys but without the "
+            "record that vouches for them; name single servers, redis://host:port,host:port, or redis+sentinel://"
+        )
+    return guarded
 
 
 def memcached_options(parsed: CacheUrl) -> dict[str, Any]:

@@ -12,16 +12,18 @@ from leasecache.errors import ConfigError, LeasecacheError, NodeError, NodeTimeo
 from leasecache.fork import forget_after_fork
 from leasecache.metrics import NodeStats
 from leasecache.stores import redis_leases as leases
+from leasecache.stores import redis_record
 from leasecache.stores import redis_wire as wire
 from leasecache.stores.aredis_calls import AsyncRedisCalls, ShortWay
 from leasecache.stores.aredis_link import AsyncLink, LoopPool, ask_once
 from leasecache.stores.pool import EPOCH, Connection
 from leasecache.stores.probe import Probe
 from leasecache.stores.redis import address_of
+from leasecache.stores.redis_greeting import GREETING, check_greeting
 from leasecache.stores.redis_leases import Exchange, Replies, Reply
 from leasecache.stores.redis_link import Access, Address, origin
 from leasecache.stores.redis_route import find_primary
-from leasecache.stores.redis_wire import Command, Unfit
+from leasecache.stores.redis_wire import Unfit
 from leasecache.stores.shutdown import Shutdown
 
 Locate = Callable[[], Awaitable[Address]]
@@ -88,17 +90,48 @@ class AsyncRedisNode(AsyncRedisCalls):
 
         return get
 
+    def guarded_way(self, refresh_ahead: float, flags: int, mark: bytes) -> ShortWay:
+        """Return a look like that of `short_way` together with the guard record: MGET; for the function of `mark`.
+
+        Raises NodeError.
+        """
+        trust = self.trust
+        assert trust is not None
+        prefix = wire.prefix_of(flags)
+
+        async def get(key: bytes) -> bytes | None:
+            known, pool = trust.usable(mark), self._pools.get(asyncio.get_running_loop())
+            if known is None or self._down.delay or pool is None or not pool.idle:
+                return None
+            if pool.idle[-1].wire.running.now != known.record.run:
+                return None
+            connection = pool.idle.pop()
+            try:
+                record, found = await connection.wire.get_two(trust.key, known.prefix + key)
+            except NodeError as error:
+                self._broke(pool, connection, error)
+                return None
+            except BaseException:
+                pool.discard(connection)
+                raise
+            pool.release(connection)
+            if not redis_record.same(record, known.raw):
+                return None
+            return wire.plain(found, prefix, refresh_ahead, time.time() if refresh_ahead else 0)
+
+        return get
+
     async def exchange(self, request: Exchange) -> Replies:
         """Send commands and return what was read, None each when no connection is old enough. Raises NodeError."""
         pool = self._pool()
         if request.before is not None:
-            return await self._present(pool, request.before, request.commands)
+            return await self._present(pool, request.before, request)
         self._down.check(f"redis {self.name}")
         try:
             while True:
                 connection = await self._acquire(pool)
                 try:
-                    replies = await self._over(pool, connection, request.commands)
+                    replies = await self._over(pool, connection, request)
                 except NodeError as error:
                     self._broke(pool, connection, error)
                 else:
@@ -145,14 +178,14 @@ class AsyncRedisNode(AsyncRedisCalls):
             pool = self._pools[loop] = LoopPool(self._connect, self._limit, self._access.timeout)
         return pool
 
-    async def _present(self, pool: LoopPool, epoch: int, commands: Sequence[Command]) -> Replies:
+    async def _present(self, pool: LoopPool, epoch: int, request: Exchange) -> Replies:
         """Present tokens of `epoch` over a connection that was there before them; None each when none is left."""
         while (connection := await pool.acquire_before(epoch)) is not None:
             try:
-                return await self._over(pool, connection, commands)
+                return await self._over(pool, connection, request)
             except NodeError as error:
                 self._broke(pool, connection, error)
-        return [None] * len(commands)
+        return [None] * len(request.commands)
 
     async def _acquire(self, pool: LoopPool) -> Connection[AsyncLink]:
         try:
@@ -163,11 +196,13 @@ class AsyncRedisNode(AsyncRedisCalls):
             self._down.failed()
             raise
 
-    async def _over(self, pool: LoopPool, connection: Connection[AsyncLink], commands: Sequence[Command]) -> Replies:
+    async def _over(self, pool: LoopPool, connection: Connection[AsyncLink], request: Exchange) -> Replies:
         """Send, receive and read. After a NodeError the connection is the caller's, to be reported by `_broke`."""
         epoch = EPOCH.latest  # before the request is sent: a later connection may be to a restarted server
         try:
-            values = await connection.wire.exchange(commands)
+            link, count = connection.wire, len(request.commands)
+            doubt = await link.doubt(request.run)
+            values = [self._named(doubt)] * count if doubt else await link.exchange(request.commands)
         except NodeError:
             raise
         except BaseException:  # cancelled: half an answer may be left on the wire
@@ -177,7 +212,7 @@ class AsyncRedisNode(AsyncRedisCalls):
         for value in values:
             if isinstance(value, ResponseError) and wire.code(value) not in ("MOVED", "ASK", "WRONGTYPE"):
                 self.errors.count(NodeError(str(value)))
-        return [Reply(value, epoch, connection.epoch, self.name) for value in values]
+        return [Reply(value, epoch, connection.epoch, self.name, link.running.now) for value in values]
 
     def _broke(self, pool: LoopPool, connection: Connection[AsyncLink], error: NodeError) -> None:
         """Take note of a failed exchange; return if it may go better over another connection, else raise NodeError.
@@ -203,7 +238,7 @@ class AsyncRedisNode(AsyncRedisCalls):
             link = AsyncLink(address, self._access)
             try:
                 await link.open()
-                wire.check_greeting(await link.ask(wire.GREETING), cluster=self._cluster)
+                check_greeting(await link.ask(GREETING), cluster=self._cluster)
             except BaseException:
                 link.close()
                 raise

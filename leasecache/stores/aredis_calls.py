@@ -4,13 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from leasecache.errors import NodeError
+from leasecache.errors import ConfigError, NodeError
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Token
 from leasecache.metrics import NodeStats
+from leasecache.stores import redis_guarded as guarded
 from leasecache.stores import redis_leases as leases
 from leasecache.stores.base import AsyncBatchReader, AsyncReader, Outcome
 from leasecache.stores.orphans import Orphans
 from leasecache.stores.redis_leases import Conversation, Exchange, Replies, Reply
+from leasecache.stores.redis_record import UNGUARDABLE
+from leasecache.stores.trust import Trust
 
 ShortWay = Callable[[bytes], Awaitable[bytes | None]]
 T = TypeVar("T")
@@ -20,6 +23,7 @@ class AsyncRedisCalls(ABC):
     """The calls of a node as conversations, each performed exchange by exchange: the twin of `RedisCalls`."""
 
     name: str
+    trust: Trust | None = None
     errors: NodeStats
     scattered = False  # whether the keys may be on several servers
 
@@ -35,26 +39,36 @@ class AsyncRedisCalls(ABC):
     def short_way(self, refresh_ahead: float, flags: int) -> ShortWay:
         """Return a look at a key that gives the value of a plain hit, and None when a lease-get is needed."""
 
+    @abstractmethod
+    def guarded_way(self, refresh_ahead: float, flags: int, mark: bytes) -> ShortWay:
+        """Return the same for the function of `mark`, of which only a hit that its guard vouches for is one."""
+
     async def lease_get(
         self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None
     ) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
-        return await self._win(leases.lease_get(Ask(key, lease_for, refresh_ahead)))
+        ask = Ask(key, lease_for, refresh_ahead, mark)
+        if mark is None:
+            return await self._win(leases.lease_get(ask))
+        return await self._win(guarded.lease_get(ask, self._trust()))
 
     async def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
         """Return an answer per ask, in order, with one round trip per 1,000 keys. Raises NodeError."""
-        return await self._win(leases.lease_get_many(asks))
+        if all(ask.mark is None for ask in asks):
+            return await self._win(leases.lease_get_many(asks))
+        return await self._win(guarded.lease_get_many(asks, self._trust()))
 
     def reader(self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None) -> AsyncReader:
         """Return a lease-get of a key that gives the value alone when it is a plain hit with these client flags.
 
         A plain hit is a GET; only when that brings something else the scripts are asked.
         """
-        get, lease_get = self.short_way(refresh_ahead, flags), self.lease_get
+        lease_get = self.lease_get
+        get = self.short_way(refresh_ahead, flags) if mark is None else self.guarded_way(refresh_ahead, flags, mark)
 
         async def read(key: bytes) -> bytes | Answer:
             body = await get(key)
-            return await lease_get(key, lease_for, refresh_ahead) if body is None else body
+            return await lease_get(key, lease_for, refresh_ahead, mark) if body is None else body
 
         return read
 
@@ -64,7 +78,9 @@ class AsyncRedisCalls(ABC):
         """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
 
         async def read(keys: Sequence[bytes]) -> list[bytes | Answer | NodeError]:
-            asks = [Ask(key, lease_for, refresh_ahead) for key in keys]
+            asks = [Ask(key, lease_for, refresh_ahead, mark) for key in keys]
+            if mark is not None:
+                return await self._win(guarded.read_many(asks, flags, self._trust()))
             return await self._win(leases.read_many(asks, flags, scattered=self.scattered))
 
         return read
@@ -86,7 +102,9 @@ class AsyncRedisCalls(ABC):
 
         Of many who steal one token one gets a lease: the server compares the tokens.
         """
-        return await self._win(leases.steal(key, token, lease_for))
+        if mark is None:
+            return await self._win(leases.steal(key, token, lease_for))
+        return await self._win(guarded.steal(Ask(key, lease_for, 0, mark), token, self._trust()))
 
     async def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
         """Void leases; drop the values or leave them stale for at most `stale_for` s.
@@ -95,16 +113,41 @@ class AsyncRedisCalls(ABC):
         """
         await self._hold(leases.invalidate(keys, stale_for, scattered=self.scattered))
 
+    async def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> bytes | None:
+        """Invalidate as `invalidate` does; return the guard record as it stands afterwards, None = absent.
+
+        One that is not of this run of the server is as good as absent. Raises NodeError.
+        """
+        self._refuse_scattered()
+        return await self._hold(guarded.invalidate_under(guard_key, keys, stale_for))
+
+    async def run(self) -> str:
+        """Return which run of the server this is; anew after a restart or a promotion. Raises NodeError."""
+        self._refuse_scattered()
+        return await self._hold(guarded.run())
+
     async def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching its lease; the answer does not tell whether it is stale.
 
         Raises NodeError. Redis counts it as a use of the key.
         """
-        return await self._hold(leases.look(key))
+        if mark is None:
+            return await self._hold(leases.look(key))
+        return await self._hold(guarded.look(key, mark, self._trust()))
 
     async def _win(self, conversation: Conversation[T]) -> T:
         """Hold a conversation that may win leases; of a cancelled caller it ends in the background, without them."""
         return await self._orphans.see_through(self._hold(conversation))
+
+    def _trust(self) -> Trust:
+        """Return what this node is trusted by. Raises ConfigError when it cannot be."""
+        self._refuse_scattered()
+        assert self.trust is not None
+        return self.trust
+
+    def _refuse_scattered(self) -> None:
+        if self.scattered:
+            raise ConfigError(UNGUARDABLE)
 
     async def _hold(self, conversation: Conversation[T]) -> T:
         """Perform the exchanges of a conversation; return what it comes to."""

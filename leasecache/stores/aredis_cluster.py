@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from leasecache.errors import NodeError
+from leasecache.errors import ConfigError, NodeError
 from leasecache.metrics import NodeStats
 from leasecache.stores import redis_wire as wire
 from leasecache.stores.aredis import AsyncRedisNode
@@ -13,6 +13,7 @@ from leasecache.stores.aredis_link import ask_once
 from leasecache.stores.redis import address_of
 from leasecache.stores.redis_leases import Exchange, Replies
 from leasecache.stores.redis_link import Access
+from leasecache.stores.redis_record import UNGUARDABLE
 from leasecache.stores.redis_route import Hop, Members, Slots, Survey, route
 
 
@@ -58,6 +59,10 @@ class AsyncRedisCluster(AsyncRedisCalls):
                 return None
 
         return get
+
+    def guarded_way(self, refresh_ahead: float, flags: int, mark: bytes) -> ShortWay:
+        """Raise ConfigError: a cluster has no guard."""
+        raise ConfigError(UNGUARDABLE)
 
     async def exchange(self, request: Exchange) -> Replies:
         """Send each command to the owner of its key. What no node has done is answered with a NodeError."""

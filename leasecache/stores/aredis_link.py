@@ -12,10 +12,11 @@ from redis import exceptions
 from redis.asyncio.connection import Connection as TcpConnection
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 
-from leasecache.errors import NodeTimeout, ProtocolError
+from leasecache.errors import GuardError, NodeTimeout, ProtocolError
 from leasecache.stores.pool import Connection
 from leasecache.stores.redis_link import FAILURES, Access, Address, failure, read
-from leasecache.stores.redis_wire import Command, Unfit, complaint, optional_bytes, pack
+from leasecache.stores.redis_record import QUESTION, Running
+from leasecache.stores.redis_wire import Command, Unfit, complaint, get_two, optional_bytes, pack, pair
 
 _left_behind: list[Any] = []  # a parent's connections: collecting one would take it from the parent's event loop
 
@@ -47,6 +48,7 @@ class AsyncLink:
         self._timeout = access.timeout
         self._connect_timeout = access.connect_timeout + access.timeout
         self._expired = False
+        self.running = Running()
         if isinstance(address, str):
             self._connection = _UNIX(path=address, **arguments)
         else:
@@ -83,10 +85,29 @@ class AsyncLink:
         """Send commands; return the replies, or their ResponseErrors. Raises NodeError."""
         return await self._talk(b"".join([pack(parts) for parts in commands]), len(commands))
 
+    async def doubt(self, run: str | None) -> GuardError | None:
+        """Return why nothing may be sent to a server that is to be in this run, or ask it. Raises NodeError."""
+        if run is None:
+            return None
+        if self.running.unclear(run):
+            [reply] = await self.ask([QUESTION])
+            try:
+                self.running.take(reply, run)
+            except GuardError as error:
+                return error
+        return self.running.doubt(run)
+
     async def get(self, key: bytes) -> bytes | None:
         """Return the reply to a GET, or None in place of a ResponseError. Raises NodeError."""
         [reply] = await self._talk(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key), 1)
         return None if isinstance(reply, exceptions.ResponseError) else optional_bytes(reply)
+
+    async def get_two(self, first: bytes, second: bytes) -> tuple[bytes | None, bytes | None]:
+        """Return the reply to an MGET of two keys, or Nones in place of a ResponseError. Raises NodeError."""
+        [reply] = await self._talk(get_two(first, second), 1)
+        if isinstance(reply, exceptions.ResponseError):
+            return None, None
+        return pair(reply)
 
     def close(self) -> None:
         """Close the socket; never raises."""

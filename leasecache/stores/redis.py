@@ -10,14 +10,16 @@ from redis.exceptions import ResponseError
 from leasecache.errors import ConfigError, LeasecacheError, NodeError, NodeTimeout, ProtocolError
 from leasecache.metrics import NodeStats
 from leasecache.stores import redis_leases as leases
+from leasecache.stores import redis_record
 from leasecache.stores import redis_wire as wire
 from leasecache.stores.pool import EPOCH, Connection, Pool
 from leasecache.stores.probe import Probe
 from leasecache.stores.redis_calls import RedisCalls, ShortWay
+from leasecache.stores.redis_greeting import GREETING, check_greeting
 from leasecache.stores.redis_leases import Exchange, Replies, Reply
 from leasecache.stores.redis_link import Access, Address, Link, ask_once, origin
 from leasecache.stores.redis_route import find_primary
-from leasecache.stores.redis_wire import Command, Unfit
+from leasecache.stores.redis_wire import Unfit
 
 Locate = Callable[[], Address]
 
@@ -81,15 +83,51 @@ class RedisNode(RedisCalls):
 
         return get
 
+    def guarded_way(self, refresh_ahead: float, flags: int, mark: bytes) -> ShortWay:
+        """Return a look like that of `short_way` together with the guard record: MGET; for the function of `mark`.
+
+        Raises NodeError.
+        """
+        trust = self.trust
+        assert trust is not None
+        prefix, plain, vouched = wire.prefix_of(flags), wire.plain, redis_record.same
+        idle, release, down = self._pool.idle, self._pool.release, self._down
+
+        def get(key: bytes) -> bytes | None:
+            known = trust.known
+            if known is None or mark not in known.marks or down.delay or not idle:
+                return None
+            try:
+                connection = idle.pop()
+            except IndexError:  # another thread was faster
+                return None
+            if connection.wire.running.now != known.record.run:
+                release(connection)
+                return None
+            try:
+                record, found = connection.wire.get_two(trust.key, known.prefix + key)
+            except NodeError as error:
+                self._broke(connection, error)
+                return None
+            except BaseException:
+                self._pool.discard(connection)
+                raise
+            release(connection)
+            if not vouched(record, known.raw):
+                return None
+            return plain(found, prefix, refresh_ahead, time.time() if refresh_ahead else 0)
+
+        return get
+
     def exchange(self, request: Exchange) -> Replies:
         """Send commands and return what was read, None each when no connection is old enough. Raises NodeError."""
         if request.before is not None:
-            return self._present(request.before, request.commands)
+            return self._present(request.before, request)
         self._down.check(f"redis {self.name}")
         while True:
             connection = self._acquire()
             try:
-                replies = self._over(connection, request.commands)
+                replies = self._over(connection, request)
             except NodeError as error:
                 self._broke(connection, error)
             else:
@@ -104,14 +142,14 @@ class RedisNode(RedisCalls):
         """Close idle connections; the node can be used again."""
         self._pool.close()
 
-    def _present(self, epoch: int, commands: Sequence[Command]) -> Replies:
+    def _present(self, epoch: int, request: Exchange) -> Replies:
         """Present tokens of `epoch` over a connection that was there before them; None each when none is left."""
         while (connection := self._pool.acquire_before(epoch)) is not None:
             try:
-                return self._over(connection, commands)
+                return self._over(connection, request)
             except NodeError as error:
                 self._broke(connection, error)
-        return [None] * len(commands)
+        return [None] * len(request.commands)
 
     def _acquire(self) -> Connection[Link]:
         try:
@@ -122,11 +160,14 @@ class RedisNode(RedisCalls):
             self._down.failed()
             raise
 
-    def _over(self, connection: Connection[Link], commands: Sequence[Command]) -> Replies:
+    def _over(self, connection: Connection[Link], request: Exchange) -> Replies:
         """Send, receive and read. After a NodeError the connection is the caller's, to be reported by `_broke`."""
         epoch = EPOCH.latest  # before the request is sent: a later connection may be to a restarted server
         try:
-            values = connection.wire.exchange(commands)
+            doubt = connection.wire.doubt(request.run)
+            values = (
+                [self._named(doubt)] * len(request.commands) if doubt else connection.wire.exchange(request.commands)
+            )
         except NodeError:
             raise
         except BaseException:  # a signal, a greenlet's timeout: half an answer may be left on the wire
@@ -136,7 +177,8 @@ class RedisNode(RedisCalls):
         for value in values:
             if isinstance(value, ResponseError) and wire.code(value) not in ("MOVED", "ASK", "WRONGTYPE"):
                 self.errors.count(NodeError(str(value)))
-        return [Reply(value, epoch, connection.epoch, self.name) for value in values]
+        run = connection.wire.running.now
+        return [Reply(value, epoch, connection.epoch, self.name, run) for value in values]
 
     def _broke(self, connection: Connection[Link], error: NodeError) -> None:
         """Take note of a failed exchange; return if it may go better over another connection, else raise NodeError.
@@ -162,7 +204,7 @@ class RedisNode(RedisCalls):
         try:
             link = Link(self._locate(), self._access)
             try:
-                wire.check_greeting(link.ask(wire.GREETING), cluster=self._cluster)
+                check_greeting(link.ask(GREETING), cluster=self._cluster)
             except BaseException:
                 link.close()
                 raise

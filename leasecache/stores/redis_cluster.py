@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from leasecache.errors import NodeError
+from leasecache.errors import ConfigError, NodeError
 from leasecache.metrics import NodeStats
 from leasecache.stores import redis_wire as wire
 from leasecache.stores.redis import RedisNode, address_of
 from leasecache.stores.redis_calls import RedisCalls, ShortWay
 from leasecache.stores.redis_leases import Exchange, Replies
 from leasecache.stores.redis_link import Access, ask_once
+from leasecache.stores.redis_record import UNGUARDABLE
 from leasecache.stores.redis_route import Hop, Members, Slots, Survey, route
 
 
@@ -50,6 +51,10 @@ class RedisCluster(RedisCalls):
                 return None
 
         return get
+
+    def guarded_way(self, refresh_ahead: float, flags: int, mark: bytes) -> ShortWay:
+        """Raise ConfigError: a cluster has no guard."""
+        raise ConfigError(UNGUARDABLE)
 
     def exchange(self, request: Exchange) -> Replies:
         """Send each command to the owner of its key. What no node has done is answered with a NodeError."""

@@ -22,10 +22,14 @@ T = TypeVar("T")
 
 
 class Exchange(NamedTuple):
-    """Commands to send in one go; with `before`, only over a connection established no later than that epoch."""
+    """Commands to send in one go; with `before`, only over a connection established no later than that epoch.
+
+    With `run` only to a server that is in this run, "" = whichever, which the replies then tell.
+    """
 
     commands: Sequence[Command]
     before: int | None = None
+    run: str | None = None
 
 
 class Reply(NamedTuple):
@@ -35,6 +39,7 @@ class Reply(NamedTuple):
     epoch: int
     born: int
     node: str
+    run: str = ""  # of the server, "" = not known
 
 
 Replies = Sequence[Reply | None]  # None: every connection from before is gone
@@ -43,26 +48,26 @@ Conversation = Generator[Exchange, Replies, T]
 
 def lease_get(ask: Ask) -> Conversation[Answer]:
     """Return the value, or the lease to load it, or who has it."""
-    [answer] = yield from lease_get_many([ask])
-    if isinstance(answer, NodeError):
-        raise answer
-    return answer
+    [found] = yield from lease_get_many([ask])
+    if isinstance(found, NodeError):
+        raise found
+    return found
 
 
 def lease_get_many(asks: Sequence[Ask]) -> Conversation[list[Answer | NodeError]]:
     """Return an answer per ask, in order, or why there is none."""
     answers: list[Answer | NodeError] = []
-    for chunk in _chunks(asks):
-        tokens = [_number() for _ in chunk]
+    for chunk in chunks(asks):
+        tokens = [number() for _ in chunk]
         replies = yield Exchange([wire.lease_get(ask, token) for ask, token in zip(chunk, tokens, strict=True)])
-        answers += [_answer(*each) for each in zip(chunk, replies, tokens, strict=True)]
+        answers += [answer(*each) for each in zip(chunk, replies, tokens, strict=True)]
     return answers
 
 
 def read_many(asks: Sequence[Ask], flags: int, *, scattered: bool) -> Conversation[list[bytes | Answer | NodeError]]:
     """Return the value of each plain hit with these client flags, of everything else the answer to its lease-get."""
     prefix, found = wire.prefix_of(flags), []
-    for chunk in _chunks(asks):
+    for chunk in chunks(asks):
         groups = _groups([ask.key for ask in chunk], scattered)
         replies = yield Exchange([wire.get_many(keys) for keys in groups])
         now, values = time.time(), [value for each in zip(replies, groups, strict=True) for value in _spread(*each)]
@@ -79,7 +84,7 @@ def lease_set(fill: Fill) -> Conversation[Outcome]:
     if not _fits(fill):
         yield from release(fill.lease)
         return Refused(f"larger than the {wire.LARGEST} bytes that a value in Redis can have")
-    [reply] = yield Exchange([wire.lease_set(fill, token, _number())], token.epoch)
+    [reply] = yield Exchange([wire.lease_set(fill, token, number())], token.epoch)
     if reply is None:
         return Refused("every connection from before the lease is gone, the server may have restarted")
     outcome = _outcome(reply)
@@ -91,11 +96,11 @@ def lease_set(fill: Fill) -> Conversation[Outcome]:
 def lease_set_many(fills: Sequence[Fill]) -> Conversation[list[Outcome | NodeError]]:
     """Store under each lease, together over a connection older than all of them while there is one."""
     outcomes: list[Outcome | NodeError] = []
-    for chunk in _chunks(fills):
+    for chunk in chunks(fills):
         held = [fill.lease.token for fill in chunk if fill.lease.token is not None and _fits(fill)]
         replies: Replies = [None] * len(chunk)
         if len(held) == len(chunk):
-            commands = [wire.lease_set(fill, token, _number()) for fill, token in zip(chunk, held, strict=True)]
+            commands = [wire.lease_set(fill, token, number()) for fill, token in zip(chunk, held, strict=True)]
             replies = yield Exchange(commands, min(token.epoch for token in held))
         for fill, reply in zip(chunk, replies, strict=True):
             outcomes.append(_outcome(reply) if reply is not None else (yield from lease_set(fill)))
@@ -109,19 +114,19 @@ def release(lease: Lease) -> Conversation[None]:
 
 def release_many(held: Sequence[Lease]) -> Conversation[None]:
     """Give leases back, together over a connection older than all of them."""
-    for chunk in _chunks([(lease, lease.token) for lease in held if lease.token is not None and not lease.fresh]):
+    for chunk in chunks([(lease, lease.token) for lease in held if lease.token is not None and not lease.fresh]):
         commands = [wire.release(lease, token) for lease, token in chunk]
-        _done((yield Exchange(commands, min(token.epoch for _, token in chunk))))
+        done((yield Exchange(commands, min(token.epoch for _, token in chunk))))
 
 
 def steal(key: bytes, held: Token, lease_for: float) -> Conversation[Answer]:
     """Void the lease that the token names, unless it is gone already, and answer as a lease-get then does."""
-    ask, token = Ask(key, lease_for), _number()
+    ask, token = Ask(key, lease_for), number()
     [reply] = yield Exchange([wire.steal(ask, held, token)], held.epoch)
-    answer = (yield from lease_get(ask)) if reply is None else _answer(ask, reply, token)
-    if isinstance(answer, NodeError):
-        raise answer
-    return answer
+    found = (yield from lease_get(ask)) if reply is None else answer(ask, reply, token)
+    if isinstance(found, NodeError):
+        raise found
+    return found
 
 
 def invalidate(keys: Sequence[bytes], stale_for: float, *, scattered: bool) -> Conversation[None]:
@@ -130,12 +135,16 @@ def invalidate(keys: Sequence[bytes], stale_for: float, *, scattered: bool) -> C
     Leases go first: out of memory or half done, no load that began before can store. A lease won in between is
     younger than the change that is being announced.
     """
-    for chunk in _chunks(keys):
-        commands = []
-        for group in _groups(chunk, scattered):
-            commands.append(wire.delete([wire.lease_key(key) for key in group]))
-            commands.append(wire.mark_stale(group, int(stale_for)) if stale_for >= 1 else wire.delete(group))
-        _done((yield Exchange(commands)))
+    for chunk in chunks(keys):
+        done((yield Exchange([each for group in _groups(chunk, scattered) for each in voiding(group, stale_for)])))
+
+
+def voiding(keys: Sequence[bytes], stale_for: float) -> list[Command]:
+    """Return the commands that invalidate keys of one node; none for none."""
+    if not keys:
+        return []
+    dropped = wire.mark_stale(keys, int(stale_for)) if stale_for >= 1 else wire.delete(keys)
+    return [wire.delete([wire.lease_key(key) for key in keys]), dropped]
 
 
 def look(key: bytes) -> Conversation[Hit | None]:
@@ -149,13 +158,14 @@ def look(key: bytes) -> Conversation[Hit | None]:
 
 def figures() -> Conversation[dict[str, Any]]:
     """Return the server's own figures."""
-    [found] = _done((yield Exchange([wire.figures()])))
+    [found] = done((yield Exchange([wire.figures()])))
     return dict(found)
 
 
-def _answer(ask: Ask, reply: Reply | None, token: bytes) -> Answer | NodeError:
+def answer(ask: Ask, reply: Reply | None, token: bytes, generation: int = 0) -> Answer | NodeError:
+    """Return what the reply to a lease-get comes to, or why it does not; `generation` is that of the key."""
     assert reply is not None  # only what names an epoch may find no connection
-    return _read(lambda value: wire.answer(ask, value, token, reply.epoch, reply.born), reply)
+    return _read(lambda value: wire.answer(ask, value, token, reply.epoch, reply.born, generation), reply)
 
 
 def _outcome(reply: Reply) -> Outcome | NodeError:
@@ -174,8 +184,8 @@ def _read(read: Callable[..., T], *replies: Reply | None) -> T | NodeError:
         return type(error)(f"redis {given[0].node}: {error}")
 
 
-def _done(replies: Replies) -> list[Any]:
-    """Return the values. Raises NodeError when a command was refused."""
+def done(replies: Replies) -> list[Any]:
+    """Return the values of replies. Raises NodeError when a command was refused."""
     values = [_read(wire.done, reply) for reply in replies if reply is not None]
     for value in values:
         if isinstance(value, NodeError):
@@ -192,12 +202,13 @@ def _fits(fill: Fill) -> bool:
     return len(fill.body) <= wire.LARGEST
 
 
-def _number() -> bytes:
+def number() -> bytes:
     """Return a token or version: random, because a number from a counter or a log may come again."""
     return NUMBERS.draw().to_bytes(8, "big")
 
 
-def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+def chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Cut into parts of which each is one exchange."""
     for start in range(0, len(items), CHUNK):
         yield items[start : start + CHUNK]
 

@@ -8,9 +8,10 @@ from typing import Any
 from redis import exceptions
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
-from leasecache.errors import NodeError, NodeTimeout, ProtocolError
+from leasecache.errors import GuardError, NodeError, NodeTimeout, ProtocolError
 from leasecache.stores.dial import Tls
-from leasecache.stores.redis_wire import Command, Unfit, code, complaint, optional_bytes, pack, refused
+from leasecache.stores.redis_record import QUESTION, Running
+from leasecache.stores.redis_wire import Command, Unfit, code, complaint, get_two, optional_bytes, pack, pair, refused
 
 Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
 
@@ -115,10 +116,11 @@ class _Socket:
 class Link:
     """A connection that answers commands, the wire of `pool.Connection`. After an error it must be closed."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "running")
 
     def __init__(self, address: Address, access: Access) -> None:
         """Connect and authenticate. Raises NodeError, and Unfit when we are not let in."""
+        self.running = Running()
         self._connection = _unconnected(address, access)
         try:
             self._connection.connect()
@@ -144,6 +146,18 @@ class Link:
         """Send commands; return the replies, or their ResponseErrors. Raises NodeError."""
         return self._talk(b"".join([pack(parts) for parts in commands]), len(commands))
 
+    def doubt(self, run: str | None) -> GuardError | None:
+        """Return why nothing may be sent to a server that is to be in this run, or ask it. Raises NodeError."""
+        if run is None:
+            return None
+        if self.running.unclear(run):
+            [reply] = self.ask([QUESTION])
+            try:
+                self.running.take(reply, run)
+            except GuardError as error:
+                return error
+        return self.running.doubt(run)
+
     def get(self, key: bytes) -> bytes | None:
         """Return the reply to a GET, or None in place of a ResponseError. Raises NodeError."""
         connection = self._connection
@@ -156,6 +170,13 @@ class Link:
             return None
         except FAILURES as error:
             raise failure(error) from error
+
+    def get_two(self, first: bytes, second: bytes) -> tuple[bytes | None, bytes | None]:
+        """Return the reply to an MGET of two keys, or Nones in place of a ResponseError. Raises NodeError."""
+        [reply] = self._talk(get_two(first, second), 1)
+        if isinstance(reply, exceptions.ResponseError):
+            return None, None
+        return pair(reply)
 
     def fileno(self) -> int:
         """Return the socket's descriptor, −1 when it is closed."""

@@ -5,12 +5,17 @@ KEYS[1] is a value, KEYS[2] its lease. A value is a header of 22 bytes and the b
 in no UTF-8 text, so that a text somebody else wrote is not taken for ours. A lease is a token of 8 bytes. The token
 that may change a key is the version of its value while that is fresh, else its lease; a lease beside a fresh value
 (an early refresh) holds the value's version.
+
+KEYS[3], where it is given, is the guard record: the last argument is the digest of the body that it must have, or the
+answer is the body that it has.
 """
 
 import hashlib
 from typing import NamedTuple
 
 from leasecache.lease import Decision
+
+OTHER_RECORD = "GUARD"  # what a script answers instead of a decision's name
 
 
 class Script(NamedTuple):
@@ -33,6 +38,14 @@ if mark == 'F\255' then
   holder = string.sub(head, 7, 14)
 elseif mark == 'S\255' or head == '' then
   holder = redis.call('GET', KEYS[2])
+end
+"""
+
+_GUARD = rf"""
+if KEYS[3] then
+  local record = redis.pcall('GET', KEYS[3])
+  record = type(record) == 'string' and string.sub(record, 1, 2) == 'F\255' and string.sub(record, 23)
+  if not record or redis.sha1hex(record) ~= ARGV[#ARGV] then return {{'{OTHER_RECORD}', record}} end
 end
 """
 
@@ -97,8 +110,9 @@ end
 return #KEYS
 """
 
-LEASE_GET = _script(_LEASE_GET)  # ARGV: token if won, lease ms, ms before the expiry at which a refresh may be won
-STEAL = _script(_HOLDER, _VOID, _LEASE_GET)  # ARGV: as LEASE_GET, then the token to void
+# ARGV: token if won, lease ms, ms before the expiry at which a refresh may be won
+LEASE_GET = _script(_GUARD, _LEASE_GET)
+STEAL = _script(_GUARD, _HOLDER, _VOID, _LEASE_GET)  # ARGV: as LEASE_GET, then the token to void
 LEASE_SET = _script(_HOLDER, _LEASE_SET)  # ARGV: token, header without expiry, body, ttl ms; 0 gone, 1 voided, 2 stored
 RELEASE = _script(_HOLDER, _RELEASE)  # ARGV: token, "drop" to delete a value that it names, too
 MARK_STALE = _script(_MARK_STALE)  # KEYS: values; ARGV: the longest they may stay, ms

@@ -8,10 +8,11 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import ResponseError
 
 from leasecache.errors import NodeError, ProtocolError
+from leasecache.guard import wire_key
 from leasecache.lease import Answer, Ask, Decision, Fill, Hit, Lease, Refused, Stale, Stored, Token, Wait
-from leasecache.stores.redis_scripts import LEASE_GET, LEASE_SET, MARK_STALE, RELEASE, SCRIPTS, STEAL, TEXTS, Script
+from leasecache.stores import redis_scripts as scripts
+from leasecache.stores.redis_scripts import LEASE_GET, LEASE_SET, MARK_STALE, RELEASE, STEAL, TEXTS, Script
 
-LEAST_VERSION = 7
 FRESH, STALE = b"F\xff", b"S\xff"
 PREFIX = Struct(">2sI8s")  # mark, client flags, version
 HEADER = Struct(">2sI8sQ")  # and the expiry in ms since 1970
@@ -52,13 +53,26 @@ class Found(NamedTuple):
     holder: bytes = b""
 
 
+class Under(NamedTuple):
+    """The guard record that must be there for a script to do anything, and what keys begin with under it."""
+
+    key: bytes
+    digest: bytes  # SHA-1, hexadecimal
+    prefix: bytes
+
+
+class Other(NamedTuple):
+    """Another guard record than a script was sent under, None = there is none; the script did nothing."""
+
+    raw: bytes | None
+
+
 def pack(parts: Sequence[bytes]) -> bytes:
     """Return a command of the Redis serialization protocol: an array of bulk strings."""
     return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
 
 
 SLOTS = ((b"CLUSTER", b"SLOTS"),)
-GREETING = ((b"HELLO", b"2"), *((b"SCRIPT", b"LOAD", script.text) for script in SCRIPTS))
 
 
 def lease_key(key: bytes) -> bytes:
@@ -73,7 +87,7 @@ def prefix_of(flags: int) -> bytes:
 
 def optional_bytes(reply: Any) -> bytes | None:
     """Check that a reply is what GET can have. Raises ProtocolError."""
-    return None if reply is None else _bytes(reply)
+    return None if reply is None else needed_bytes(reply)
 
 
 def plain(value: bytes | None, prefix: bytes, refresh_ahead: float, now: float) -> bytes | None:
@@ -88,6 +102,17 @@ def plain(value: bytes | None, prefix: bytes, refresh_ahead: float, now: float) 
     return value[HEADER.size :]
 
 
+def get_two(first: bytes, second: bytes) -> bytes:
+    """Return a request for two values of one node."""
+    return b"*3\r\n$4\r\nMGET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(first), first, len(second), second)
+
+
+def pair(reply: Any) -> tuple[bytes | None, bytes | None]:
+    """Check that a reply is what that request can have. Raises ProtocolError."""
+    first, second = listed(reply, 2)
+    return optional_bytes(first), optional_bytes(second)
+
+
 def get(key: bytes) -> Command:
     """Read a value and nothing else."""
     return Command(key, (b"GET", key), optional_bytes)
@@ -95,7 +120,7 @@ def get(key: bytes) -> Command:
 
 def get_many(keys: Sequence[bytes]) -> Command:
     """Read values of one node."""
-    return Command(keys[0], (b"MGET", *keys), lambda reply: [optional_bytes(each) for each in _list(reply, len(keys))])
+    return Command(keys[0], (b"MGET", *keys), lambda reply: [optional_bytes(each) for each in listed(reply, len(keys))])
 
 
 def time_left(key: bytes) -> Command:
@@ -113,26 +138,26 @@ def figures() -> Command:
     return Command(b"", (b"INFO",), read_figures)
 
 
-def lease_get(ask: Ask, token: bytes) -> Command:
+def lease_get(ask: Ask, token: bytes, under: Under | None = None) -> Command:
     """Ask for the value, or for a lease with this token."""
-    return _call(LEASE_GET, ask.key, _found, token, _ms(max(0.001, ask.lease_for)), _ms(ask.refresh_ahead))
+    return _win(LEASE_GET, ask, under, token)
 
 
-def steal(ask: Ask, held: Token, token: bytes) -> Command:
+def steal(ask: Ask, held: Token, token: bytes, under: Under | None = None) -> Command:
     """Void a lease that somebody else holds, then do as a lease-get does."""
-    return _call(STEAL, ask.key, _found, token, _ms(max(0.001, ask.lease_for)), _ms(ask.refresh_ahead), _held(held))
+    return _win(STEAL, ask, under, token, _held(held))
 
 
 def lease_set(fill: Fill, held: Token, version: bytes) -> Command:
     """Store under the token. There is no form without it: a fill without it brings stale values back."""
     prefix = PREFIX.pack(FRESH, fill.flags, version)
     ttl = _ms(max(1, int(fill.ttl)))
-    return _call(LEASE_SET, fill.lease.key, _outcome, _held(held), prefix, fill.body, ttl)
+    return _call(LEASE_SET, _key(fill.lease, held), _outcome, _held(held), prefix, fill.body, ttl)
 
 
 def release(lease: Lease, held: Token) -> Command:
     """Give the lease back; without a value in hand, drop the value whose version the token names."""
-    return _call(RELEASE, lease.key, _integer, _held(held), b"keep" if lease.value is not None else b"drop")
+    return _call(RELEASE, _key(lease, held), _integer, _held(held), b"keep" if lease.value is not None else b"drop")
 
 
 def delete(keys: Sequence[bytes]) -> Command:
@@ -146,7 +171,9 @@ def mark_stale(keys: Sequence[bytes], stale_for: int) -> Command:
     return Command(keys[0], (b"EVALSHA", MARK_STALE.sha, *numbers), _integer)
 
 
-def answer(ask: Ask, found: "Found | ResponseError", token: bytes, epoch: int, born: int) -> Answer:
+def answer(
+    ask: Ask, found: "Found | ResponseError", token: bytes, epoch: int, born: int, generation: int = 0
+) -> Answer:
     """Turn the reply to a lease-get into what its caller may do. Raises NodeError on an error reply."""
     key = ask.key
     if isinstance(found, ResponseError):
@@ -157,14 +184,14 @@ def answer(ask: Ask, found: "Found | ResponseError", token: bytes, epoch: int, b
     if decision is Decision.UNSTORABLE:
         return Lease(key, None)
     if decision is Decision.WON:
-        return Lease(key, _token(token, epoch, born))
+        return Lease(key, _token(token, epoch, born, generation))
     if decision is Decision.WON_STALE:
-        return Lease(key, _token(token, epoch, born), found.body, False, found.flags, left)
+        return Lease(key, _token(token, epoch, born, generation), found.body, False, found.flags, left)
     if decision is Decision.WAIT:
-        return Wait(POLL, _token(found.holder, epoch, born))
+        return Wait(POLL, _token(found.holder, epoch, born, generation))
     if decision is Decision.STALE:
-        return Stale(found.body, found.flags, left, _token(found.holder, epoch, born))
-    version = _token(found.version, epoch, born)
+        return Stale(found.body, found.flags, left, _token(found.holder, epoch, born, generation))
+    version = _token(found.version, epoch, born, generation)
     if decision is Decision.REFRESH:
         return Lease(key, version, found.body, True, found.flags, left)
     return Hit(found.body, found.flags, left, version)
@@ -234,36 +261,9 @@ def complaint(error: ResponseError) -> str:
     return text if text.startswith(word) else f"{word} {text}"
 
 
-def check_greeting(replies: Sequence[Any], *, cluster: bool) -> None:
-    """Check the replies to GREETING. Raises NodeError on a replica, Unfit on a server that cannot hold leases."""
-    hello, *loaded = replies
-    if isinstance(hello, ResponseError):
-        raise Unfit(
-            f"it refuses HELLO: {complaint(hello)}; leases need Redis {LEAST_VERSION}.0 or newer, spoken to directly"
-        )
-    told = dict(zip(_list(hello)[::2], hello[1::2], strict=False))
-    major = _bytes(told.get(b"version")).split(b".")[0]
-    if not major.isdigit() or int(major) < LEAST_VERSION:
-        text = told[b"version"].decode(errors="replace")
-        raise Unfit(f"it is version {text}; leases need {LEAST_VERSION}.0 or newer: upgrade it")
-    if (told.get(b"mode") == b"cluster") != cluster:
-        raise Unfit(
-            "it is part of a cluster: use redis+cluster://" if not cluster else "it is no cluster: use redis://"
-        )
-    if told.get(b"role") != b"master":
-        raise NodeError(
-            "it is a replica, which may miss an invalidation; connect to the primary, or by redis+sentinel://"
-        )
-    for reply in loaded:
-        if isinstance(reply, ResponseError):
-            raise Unfit(
-                f"it refuses scripts: {complaint(reply)}; leases need SCRIPT LOAD, EVALSHA and EVAL: allow them"
-            )
-
-
 def read_slots(reply: Any) -> list[tuple[int, int, str, int]]:
     """Read the reply to CLUSTER SLOTS: first and last slot, host and port of the primary. Raises NodeError."""
-    return [_range(each) for each in _list(done(reply))]
+    return [_range(each) for each in listed(done(reply))]
 
 
 def find_primary(service: str) -> tuple[bytes, ...]:
@@ -275,20 +275,30 @@ def read_primary(reply: Any) -> tuple[str, int] | None:
     """Read host and port of a primary, None when the Sentinel does not know the service. Raises NodeError."""
     if done(reply) is None:
         return None
-    host, port = _list(reply, 2)
-    if not _bytes(port).isdigit():
+    host, port = listed(reply, 2)
+    if not needed_bytes(port).isdigit():
         raise _unexpected(reply)
-    return _bytes(host).decode(errors="replace"), int(port)
+    return needed_bytes(host).decode(errors="replace"), int(port)
 
 
 def read_figures(reply: Any) -> dict[str, Any]:
     """Read the reply to INFO: numbers as numbers, everything else as text."""
-    lines = [line.partition(":") for line in _bytes(reply).decode(errors="replace").splitlines()]
+    lines = [line.partition(":") for line in needed_bytes(reply).decode(errors="replace").splitlines()]
     return {name: int(text) if text.isdecimal() else text for name, colon, text in lines if colon}
 
 
 def _call(script: Script, key: bytes, read: Callable[[Any], Any], *arguments: bytes) -> Command:
     return Command(key, (b"EVALSHA", script.sha, b"2", key, lease_key(key), *arguments), read)
+
+
+def _win(script: Script, ask: Ask, under: Under | None, *given: bytes) -> Command:
+    token, *held = given
+    arguments = (token, _ms(max(0.001, ask.lease_for)), _ms(ask.refresh_ahead), *held)
+    if under is None:
+        return _call(script, ask.key, _found, *arguments)
+    key = under.prefix + ask.key
+    keys = (b"3", key, lease_key(key), under.key)
+    return Command(key, (b"EVALSHA", script.sha, *keys, *arguments, under.digest), _found_under)
 
 
 def _ms(seconds: float) -> bytes:
@@ -303,8 +313,12 @@ def _held(token: Token) -> bytes:
     return token.cas.to_bytes(8, "big")
 
 
-def _token(held: bytes, epoch: int, born: int) -> Token:
-    return Token(int.from_bytes(held, "big"), epoch, born)
+def _key(lease: Lease, held: Token) -> bytes:
+    return wire_key(held.generation, lease.key) if held.generation else lease.key
+
+
+def _token(held: bytes, epoch: int, born: int, generation: int) -> Token:
+    return Token(int.from_bytes(held, "big"), epoch, born, generation)
 
 
 def _ours(value: bytes) -> bool:
@@ -312,21 +326,26 @@ def _ours(value: bytes) -> bool:
 
 
 def _found(reply: Any) -> Found:
-    name, left, value, holder = [*_list(reply), None, None, None][:4]
+    name, left, value, holder = [*listed(reply), None, None, None][:4]
     try:
-        decision = Decision[_bytes(name).decode()]
+        decision = Decision[needed_bytes(name).decode()]
     except (KeyError, UnicodeDecodeError):
         raise _unexpected(reply) from None
-    if holder is not None and len(_bytes(holder)) != 8:
+    if holder is not None and len(needed_bytes(holder)) != 8:
         return Found(Decision.UNSTORABLE, None)  # somebody else's value where the lease would be
     if value is None:
         if decision not in (Decision.WON, Decision.WAIT, Decision.UNSTORABLE):
             raise _unexpected(reply)
         return Found(decision, None, holder=holder or b"")
-    if not _ours(_bytes(value)):
+    if not _ours(needed_bytes(value)):
         raise _unexpected(reply)
     _, flags, version, _ = HEADER.unpack_from(value)
     return Found(decision, _seconds(_integer(left)), value[HEADER.size :], flags, version, holder or b"")
+
+
+def _found_under(reply: Any) -> Found | Other:
+    name, raw = [*listed(reply), None][:2]
+    return Other(optional_bytes(raw)) if name == scripts.OTHER_RECORD.encode() else _found(reply)
 
 
 _OUTCOMES: dict[int, Stored | Refused] = {
@@ -343,8 +362,8 @@ def _outcome(reply: Any) -> Stored | Refused:
 
 
 def _range(reply: Any) -> tuple[int, int, str, int]:
-    first, last, primary = [*_list(reply), None, None, None][:3]
-    host, port = [*_list(primary), None, None][:2]
+    first, last, primary = [*listed(reply), None, None, None][:3]
+    host, port = [*listed(primary), None, None][:2]
     if not 0 <= _integer(first) <= _integer(last) < REDIS_CLUSTER_HASH_SLOTS:
         raise _unexpected(reply)
     return first, last, (optional_bytes(host) or b"").decode(errors="replace"), _integer(port)
@@ -356,13 +375,15 @@ def _integer(reply: Any) -> int:
     return reply
 
 
-def _bytes(reply: Any) -> bytes:
+def needed_bytes(reply: Any) -> bytes:
+    """Check that a reply is a string. Raises ProtocolError."""
     if type(reply) is not bytes:
         raise _unexpected(reply)
     return reply
 
 
-def _list(reply: Any, size: int | None = None) -> list[Any]:
+def listed(reply: Any, size: int | None = None) -> list[Any]:
+    """Check that a reply is a list, of this size. Raises ProtocolError."""
     if type(reply) is not list or (size is not None and len(reply) != size):
         raise _unexpected(reply)
     return reply
