@@ -5,10 +5,10 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
-COMPILED = ("_keys", "_hot", "_hits", "_mux")
+COMPILED = ("_keys", "_hot", "_hits", "_mux", "invalidation._pgoutput")
 
 extensions = cythonize(
-    [Extension(f"leasecache.{name}", [f"ext/{name}.pyx"]) for name in COMPILED],
+    [Extension(f"leasecache.{name}", [f"ext/{name.rpartition('.')[2]}.pyx"]) for name in COMPILED],
     include_path=["ext"],
     build_dir="build/cython",
     language_level=3,

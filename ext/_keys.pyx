@@ -275,7 +275,9 @@ cdef class Renderer:
                 text = columns[i]
                 if text is None:
                     put(&out, b"!", 1)
-                elif not _put_text(&out, self._fields[i].kind, text):
+                elif not _put_text(
+                    &out, self._fields[i].kind, <const unsigned char *>PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)
+                ):
                     raise ValueError(
                         f"{self._function}: {text[:80]!r} is not the Postgres text of field {self._names[i]}"
                     )
@@ -284,6 +286,22 @@ cdef class Renderer:
             return PyBytes_FromStringAndSize(out.data, out.size)
         finally:
             drop(&out)
+
+    cdef bint render_columns(self, Text *out, const Column *row, const Py_ssize_t *positions) except -1:
+        """Append the key of the columns at `positions` of a row; False when one is not of its field's kind."""
+        cdef Py_ssize_t start = out.size
+        cdef Py_ssize_t i
+        cdef const Column *column
+        _put_bytes(out, <bytes>self._literals[0])
+        for i in range(self._count):
+            column = &row[positions[i]]
+            if column.data == NULL:
+                put(out, b"!", 1)
+            elif not _put_text(out, self._fields[i].kind, column.data, column.size):
+                return False
+            put(out, self._fields[i].literal, self._fields[i].literal_size)
+        _shorten_from(out, start)
+        return True
 
     cdef int render(self, Text *out, tuple values) except -1:
         """Append the key of `values`."""
@@ -342,9 +360,7 @@ cdef class Renderer:
         )
 
 
-cdef bint _put_text(Text *out, int kind, bytes text) except -1:
-    cdef const unsigned char *data = <const unsigned char *>PyBytes_AS_STRING(text)
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(text)
+cdef bint _put_text(Text *out, int kind, const unsigned char *data, Py_ssize_t size) except -1:
     if kind == KIND_STR or kind == KIND_DATE:
         _put_encoded(out, data, size)
     elif kind == KIND_INT and _is_int_text(data, size):
@@ -354,10 +370,24 @@ cdef bint _put_text(Text *out, int kind, bytes text) except -1:
     elif kind == KIND_UUID and _is_uuid_text(data, size):
         put(out, <const char *>data, size)
     elif kind == KIND_BYTES and _is_hex_text(data, size):
-        _put_encoded_bytes(out, bytes.fromhex(text[2:].decode()))
+        _put_hex(out, data + 2, size - 2)
     else:
         return False
     return True
+
+
+cdef int _put_hex(Text *out, const unsigned char *digits, Py_ssize_t size) except -1:
+    """Append the bytes that hex digits stand for, encoded."""
+    cdef Py_ssize_t i
+    cdef unsigned char byte
+    for i in range(0, size, 2):
+        byte = <unsigned char>(_digit(digits[i]) << 4 | _digit(digits[i + 1]))
+        _put_encoded(out, &byte, 1)
+    return 0
+
+
+cdef inline int _digit(unsigned char c) noexcept nogil:
+    return c - c'0' if c <= c'9' else c - c'a' + 10
 
 
 cdef bint _is_int_text(const unsigned char *text, Py_ssize_t size) noexcept:

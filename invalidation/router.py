@@ -4,24 +4,24 @@ The key of the old row and the key of the new row are both touched. What the str
 counted as a Loss with its reason.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from leasecache._accel import Renderer
 from leasecache.errors import DefinitionError, SourceError
 from leasecache.invalidation.pgoutput import UNCHANGED, Change, Delete, Insert, Relation, Truncate, Tuple, Update, Value
 from leasecache.invalidation.stream import Touched
+from leasecache.invalidation.walker import Walker
 from leasecache.keys import KeyTemplate, key_prefix
 from leasecache.messages import read_payload
 from leasecache.rules import Rule, RuleSet
-
-Render = Callable[[Sequence[bytes | None]], bytes]
 
 
 class Route(NamedTuple):
     """One rule, against the columns of one relation."""
 
     rule: Rule
-    render: Render
+    renderer: Renderer
     fields: tuple[int, ...]  # positions of the key fields' columns, in template order
     covered: bool  # the replica identity holds all of them
     matters: tuple[int, ...] | None  # positions whose updates matter, None = every update
@@ -31,6 +31,7 @@ class Target(NamedTuple):
     """What changes of one relation touch."""
 
     table: str
+    width: int  # columns
     keys: frozenset[int]  # positions that old tuples carry
     routes: tuple[Route, ...]
     broken: tuple[Rule, ...]  # rules that name a column the relation does not send
@@ -41,21 +42,24 @@ class Router:
 
     def __init__(self, rules: RuleSet) -> None:
         """Compile `rules`. Raises DefinitionError when a template, its kinds and its columns do not go together."""
-        self._rules: dict[tuple[str, str], list[tuple[Rule, tuple[str, ...], Render]]] = {}
+        self._rules: dict[tuple[str, str], list[tuple[Rule, tuple[str, ...], Renderer]]] = {}
         self._targets: dict[int, Target | None] = {}
+        self.walker = Walker()
         self._prefix = key_prefix(rules.namespace)
         for rule in rules.rules:
             template = KeyTemplate.parse(rule.template, rule.kinds)
             if set(template.fields) != set(rule.fields):
                 raise DefinitionError(f"rule of {rule.function}: its columns are not those of {rule.template!r}")
             columns = tuple(rule.fields[name] for name in template.fields)
-            render = template.renderer(rules.namespace).from_text
-            self._rules.setdefault((rule.schema, rule.table), []).append((rule, columns, render))
+            renderer = template.renderer(rules.namespace)
+            self._rules.setdefault((rule.schema, rule.table), []).append((rule, columns, renderer))
 
     def describe(self, relation: Relation) -> None:
         """Compile the rules of a relation, or note that it has none; a later description replaces an earlier one."""
         compiled = self._rules.get((relation.schema, relation.table))
-        self._targets[relation.relid] = None if compiled is None else _target(relation, compiled)
+        target = None if compiled is None else _target(relation, compiled)
+        self._targets[relation.relid] = target
+        self.walker.learn(relation.relid, target)
 
     def route(self, change: Change, touched: Touched) -> None:
         """Add the keys that `change` touches. Raises SourceError when its relation was never described."""
@@ -97,18 +101,18 @@ class Router:
             raise SourceError(f"a change of relation {relid} arrived before its description") from None
 
 
-def _target(relation: Relation, compiled: Iterable[tuple[Rule, tuple[str, ...], Render]]) -> Target:
+def _target(relation: Relation, compiled: Iterable[tuple[Rule, tuple[str, ...], Renderer]]) -> Target:
     positions = {column.name: i for i, column in enumerate(relation.columns)}
     keys = frozenset(i for i, column in enumerate(relation.columns) if column.key)
     routes, broken = [], []
-    for rule, columns, render in compiled:
+    for rule, columns, renderer in compiled:
         if not positions.keys() >= {*columns, *(rule.columns or ())}:
             broken.append(rule)
             continue
         fields = tuple(positions[name] for name in columns)
         matters = None if rule.columns is None else tuple(positions[name] for name in rule.columns) + fields
-        routes.append(Route(rule, render, fields, keys.issuperset(fields), matters))
-    return Target(f"{relation.schema}.{relation.table}", keys, tuple(routes), tuple(broken))
+        routes.append(Route(rule, renderer, fields, keys.issuperset(fields), matters))
+    return Target(f"{relation.schema}.{relation.table}", len(relation.columns), keys, tuple(routes), tuple(broken))
 
 
 def _keys(change: Insert | Update | Delete, target: Target, route: Route, touched: Touched) -> list[bytes]:
@@ -161,7 +165,7 @@ def _rendered(row: Tuple, target: Target, route: Route, touched: Touched) -> lis
             return []
         values.append(value)
     try:
-        return [route.render(values)]
+        return [route.renderer.from_text(values)]
     except ValueError:  # the column's text is not of the rule's kind
         touched.lose("value", target.table, route.rule.function)
         return []

@@ -27,6 +27,7 @@ from leasecache.invalidation.pgoutput import (
     Update,
     decode,
 )
+from leasecache.invalidation.walker import Walker
 from leasecache.invalidation.wire import Reader
 from leasecache.messages import DDL_PREFIX, PREFIX
 
@@ -42,6 +43,7 @@ class Keepalive(NamedTuple):
 
     wal_end: int
     reply_requested: bool
+    within: bool = False  # a transaction, about which `wal_end` says nothing
 
 
 class Data(NamedTuple):
@@ -118,6 +120,27 @@ class Touched:
             self.lose("messages")
             self.explicit = {}
 
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing yet but what a walk has added, if that much."""
+        return not (self.rows or self.messages or self.explicit or self.everything or self.losses)
+
+    def merge(self, other: "Touched") -> None:
+        """Add what another transaction has touched."""
+        if self.keys:
+            for key, stale_for in other.keys.items():
+                self.touch(key, stale_for)
+        else:
+            self.keys = other.keys
+        for key, stale_for in other.explicit.items():
+            self.name(key, stale_for)
+        self.everything = self.everything or other.everything
+        self.losses.update(other.losses)
+        self.table_rows.update(other.table_rows)
+        self.rule_keys.update(other.rule_keys)
+        self.rows += other.rows
+        self.messages += other.messages
+
     def settle(self) -> None:
         """Drop at the end what has come since keys were dropped."""
         if _TOO_MANY in self.losses:
@@ -132,12 +155,54 @@ def _add(keys: dict[bytes, float], key: bytes, stale_for: float) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transaction:
-    """A committed transaction: what it touched, and where it stands in the log."""
+    """A committed transaction: what it touched, and where it stands in the log. Or several that came in at once."""
 
-    xid: int  # 32 bits
-    end_lsn: int
-    committed_at: float  # Unix s, by the server's clock
+    xids: tuple[int, ...]  # 32 bits each, in the order of their commits
+    end_lsn: int  # of the last one
+    committed_at: float  # Unix s, by the server's clock, of the first one
     touched: Touched
+
+
+@dataclass(slots=True)
+class Run:
+    """Where the stream stands: the transaction that is open, and those that are complete and not handed over."""
+
+    received: int = 0  # highest position the server has reported
+    begun: bool = False
+    xid: int = 0  # of the open transaction
+    final_lsn: int = 0  # where it will have committed
+    open: Touched = field(default_factory=Touched)
+    xids: list[int] = field(default_factory=list)  # of the complete ones
+    end_lsn: int = 0  # of the last of them
+    committed_at: int = 0  # of the first of them, µs since 2000-01-01 UTC
+    complete: Touched = field(default_factory=Touched)
+
+    def begin(self, begin: Begin) -> None:
+        """Open a transaction."""
+        self.begun, self.xid, self.final_lsn, self.open = True, begin.xid, begin.final_lsn, Touched()
+
+    def commit(self, commit: Commit) -> None:
+        """Complete the open transaction. Raises SourceError when it is another one."""
+        if not self.begun or self.final_lsn != commit.commit_lsn:
+            raise SourceError("Commit does not belong to the transaction that began")
+        self.begun = False
+        self.received = max(self.received, commit.end_lsn)
+        self.open.settle()
+        if not self.xids:
+            self.committed_at = commit.committed_at
+        self.xids.append(self.xid)
+        self.end_lsn = commit.end_lsn
+        self.complete.merge(self.open)
+        self.open = Touched()
+
+    def take(self) -> Transaction | None:
+        """Hand over what is complete."""
+        if not self.xids:
+            return None
+        committed_at = self.committed_at / 1e6 + POSTGRES_EPOCH
+        xids, touched = tuple(self.xids), self.complete
+        self.xids, self.complete = [], Touched()
+        return Transaction(xids=xids, end_lsn=self.end_lsn, committed_at=committed_at, touched=touched)
 
 
 Event: TypeAlias = Transaction | Keepalive | Garbage | Drift
@@ -145,6 +210,8 @@ Event: TypeAlias = Transaction | Keepalive | Garbage | Drift
 
 class Rows(Protocol):
     """Where relations and changes go: the router."""
+
+    walker: Walker
 
     def describe(self, relation: Relation) -> None:
         """Remember what the tuples of a relation look like."""
@@ -194,59 +261,69 @@ class Stream:
         """Keep at most `most_keys` keys of a transaction, however many rows it has."""
         self._rows = rows
         self._most_keys = most_keys
-        self._begin: Begin | None = None
-        self.touched = Touched()  # by the open transaction
-        self.received = 0  # highest position the server has reported
+        self._run = Run()
 
     @property
-    def in_transaction(self) -> bool:
-        """Whether a transaction has begun and its Commit has not arrived."""
-        return self._begin is not None
+    def received(self) -> int:
+        """The highest position that the server has reported."""
+        return self._run.received
 
-    def receive(self, frame: bytes) -> Event | None:
-        """Take one frame; return a keepalive, the transaction it completes, or what a message means."""
+    @property
+    def touched(self) -> Touched:
+        """What the open transaction has touched so far."""
+        return self._run.open
+
+    def feed(self, frames: list[bytes]) -> list[Event]:
+        """Take frames; return what they mean, with transactions that follow one another as one.
+
+        Raises SourceError on what makes no sense; what came before it is then repeated by the server.
+        """
+        events: list[Event] = []
+        at = 0
+        while (at := self._rows.walker.walk(frames, at, self._run, self._most_keys)) < len(frames):
+            event = self._receive(frames[at])
+            if event is not None:
+                self._hand_over(events)
+                events.append(event)
+            at += 1
+        self._hand_over(events)
+        return events
+
+    def _hand_over(self, events: list[Event]) -> None:
+        transaction = self._run.take()
+        if transaction is not None:
+            events.append(transaction)
+
+    def _receive(self, frame: bytes) -> Keepalive | Garbage | Drift | None:
         parsed = parse_frame(frame)
-        self.received = max(self.received, parsed.wal_end)
+        self._run.received = max(self._run.received, parsed.wal_end)
         if isinstance(parsed, Keepalive):
-            return parsed
+            return parsed._replace(within=self._run.begun)
         return self._take(decode(parsed.payload))
 
-    def _take(self, message: AnyMessage) -> Event | None:
-        if type(message) not in _ALLOWED[self.in_transaction]:
-            where = "inside" if self.in_transaction else "outside"
+    def _take(self, message: AnyMessage) -> Garbage | Drift | None:
+        run = self._run
+        if type(message) not in _ALLOWED[run.begun]:
+            where = "inside" if run.begun else "outside"
             raise SourceError(f"{type(message).__name__} arrived {where} a transaction")
         if isinstance(message, (Insert, Update, Delete, Truncate)):
-            self.touched.rows += 1
-            self._rows.route(message, self.touched)
-            self.touched.shed(self._most_keys)
+            run.open.rows += 1
+            self._rows.route(message, run.open)
+            run.open.shed(self._most_keys)
         elif isinstance(message, Begin):
-            self._begin, self.touched = message, Touched()
+            run.begin(message)
         elif isinstance(message, Commit):
-            return self._complete(message)
+            run.commit(message)
         elif isinstance(message, Relation):
             self._rows.describe(message)
         elif isinstance(message, Message):
             return self._hear(message)
         return None
 
-    def _complete(self, commit: Commit) -> Transaction:
-        begin = self._begin
-        if begin is None or begin.final_lsn != commit.commit_lsn:
-            raise SourceError("Commit does not belong to the transaction that began")
-        self._begin = None
-        self.received = max(self.received, commit.end_lsn)
-        self.touched.settle()
-        return Transaction(
-            xid=begin.xid,
-            end_lsn=commit.end_lsn,
-            committed_at=commit.committed_at / 1e6 + POSTGRES_EPOCH,
-            touched=self.touched,
-        )
-
     def _hear(self, message: Message) -> Garbage | Drift | None:
         if message.prefix not in (PREFIX, DDL_PREFIX):
             return None
-        if not (message.transactional and self.in_transaction):
+        if not (message.transactional and self._run.begun):
             return Garbage("sent without regard to its transaction")  # which may be open still, or rolled back
         if message.prefix == DDL_PREFIX:
             return Drift(message.content[:_TAG_MOST].decode(errors="replace"))

@@ -38,6 +38,11 @@ cdef struct Field:
     Py_ssize_t literal_size
 
 
+cdef struct Column:
+    const unsigned char *data  # Postgres text, NULL for NULL
+    Py_ssize_t size
+
+
 cdef class Renderer:
     cdef str _function
     cdef tuple _literals, _names, _enums
@@ -48,6 +53,7 @@ cdef class Renderer:
     cdef int _render_only(self, Text *out, object value) except -1
     cdef int _put_python(self, Text *out, Py_ssize_t i, object value) except -1
     cdef object _type_error(self, Py_ssize_t i, object value, str expected)
+    cdef bint render_columns(self, Text *out, const Column *row, const Py_ssize_t *positions) except -1
 
 
 cdef class Ring:

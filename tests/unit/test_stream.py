@@ -14,6 +14,7 @@ from leasecache.invalidation.pgoutput import Change, Commit, Delete, Insert, Rel
 from leasecache.invalidation.stream import (
     Data,
     Drift,
+    Event,
     Garbage,
     Keepalive,
     Loss,
@@ -24,6 +25,7 @@ from leasecache.invalidation.stream import (
     status_update,
     unix_to_micros,
 )
+from leasecache.invalidation.walker import Walker
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BEGIN = b"B" + struct.pack("!QqI", 100, 1_000_000, 7)
@@ -36,6 +38,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.relations: list[Relation] = []
+        self.walker = Walker()
 
     def describe(self, relation: Relation) -> None:
         """Remember a relation."""
@@ -63,6 +66,13 @@ def keepalive(wal_end: int, reply: int = 0) -> bytes:
     return b"k" + struct.pack("!QqB", wal_end, 0, reply)
 
 
+def receive(stream: Stream, frame: bytes) -> Event | None:
+    """Let a stream take one frame, which means one thing at most."""
+    events = stream.feed([frame])
+    assert len(events) < 2
+    return events[0] if events else None
+
+
 def captured(version: int) -> Iterator[bytes]:
     """Yield the payloads that a real server sent."""
     for line in (GOLDEN / f"pgoutput_{version}.txt").read_text(encoding="utf-8").splitlines():
@@ -73,21 +83,21 @@ def captured(version: int) -> Iterator[bytes]:
 def test_a_captured_conversation(version: int) -> None:
     """Every commit of a real conversation becomes one transaction that ends at Commit.end_lsn."""
     stream = Stream(Recorder())
-    got = [stream.receive(data(payload)) for payload in captured(version)]
+    got = [receive(stream, data(payload)) for payload in captured(version)]
     commits = [message for message in map(decode, captured(version)) if isinstance(message, Commit)]
     assert [t.end_lsn for t in got if isinstance(t, Transaction)] == [commit.end_lsn for commit in commits]
-    assert not stream.in_transaction
+    assert not any(isinstance(event, Keepalive) and event.within for event in stream.feed([keepalive(0)]))
 
 
 def test_keys_are_a_set() -> None:
     """Keys of one transaction are de-duplicated while it streams, its rows are counted."""
     stream = Stream(Recorder())
-    stream.receive(data(BEGIN))
+    receive(stream, data(BEGIN))
     for _ in range(1000):
-        assert stream.receive(data(INSERT)) is None
-    done = stream.receive(data(COMMIT))
+        assert receive(stream, data(INSERT)) is None
+    done = receive(stream, data(COMMIT))
     assert isinstance(done, Transaction)
-    assert (done.xid, done.end_lsn, done.committed_at) == (7, 120, 946_684_801.0)
+    assert (done.xids, done.end_lsn, done.committed_at) == ((7,), 120, 946_684_801.0)
     assert (done.touched.keys, done.touched.rows) == ({b"1": 0.0}, 1000)
 
 
@@ -95,10 +105,29 @@ def test_transactions_do_not_share_keys() -> None:
     """What one transaction touched is not in the next one."""
     stream = Stream(Recorder())
     for payload in (BEGIN, INSERT, COMMIT, BEGIN):
-        stream.receive(data(payload))
-    done = stream.receive(data(COMMIT))
+        receive(stream, data(payload))
+    done = receive(stream, data(COMMIT))
     assert isinstance(done, Transaction)
     assert done.touched == Touched()
+
+
+def test_transactions_that_come_at_once() -> None:
+    """Transactions of one batch of frames are handed over as one, up to whatever else comes between them."""
+    second = (BEGIN[:-4] + struct.pack("!I", 8), INSERT, COMMIT[:-16] + struct.pack("!Qq", 140, 2_000_000))
+    frames = [data(payload) for payload in (BEGIN, INSERT, COMMIT, *second)]
+    (both,) = Stream(Recorder()).feed([*frames, data(BEGIN), data(INSERT)])
+    assert isinstance(both, Transaction)
+    assert (both.xids, both.end_lsn, both.committed_at) == ((7, 8), 140, 946_684_801.0)
+    assert (both.touched.keys, both.touched.rows) == ({b"1": 0.0}, 2)
+    kinds = [type(event) for event in Stream(Recorder()).feed([*frames[:3], keepalive(130), *frames[3:]])]
+    assert kinds == [Transaction, Keepalive, Transaction]
+
+
+def test_a_keepalive_tells_whether_it_counts() -> None:
+    """Guard: `within`. What a keepalive says while a transaction is coming in is not about that transaction."""
+    frames = [keepalive(1), data(BEGIN), keepalive(2), data(COMMIT), keepalive(3)]
+    told = [event.within for event in Stream(Recorder()).feed(frames) if isinstance(event, Keepalive)]
+    assert told == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +144,9 @@ def test_messages_out_of_order(payloads: tuple[bytes, ...]) -> None:
     """A row outside a transaction, a second Begin and a Commit of another transaction are SourceErrors."""
     stream = Stream(Recorder())
     for payload in payloads[:-1]:
-        stream.receive(data(payload))
+        receive(stream, data(payload))
     with pytest.raises(SourceError):
-        stream.receive(data(payloads[-1]))
+        receive(stream, data(payloads[-1]))
 
 
 def emitted(content: bytes, *, prefix: bytes = b"leasecache", transactional: int = 1) -> bytes:
@@ -129,8 +158,8 @@ def test_commit_messages_belong_to_their_transaction() -> None:
     """What a message of our prefix names is touched by its transaction; those of others are passed over."""
     stream = Stream(Recorder())
     for payload in (BEGIN, emitted(b"a"), emitted(b"b", prefix=b"leasecache.x"), emitted(b"c", prefix=b""), INSERT):
-        assert stream.receive(data(payload)) is None
-    done = stream.receive(data(COMMIT))
+        assert receive(stream, data(payload)) is None
+    done = receive(stream, data(COMMIT))
     assert isinstance(done, Transaction)
     assert (done.touched.keys, done.touched.explicit, done.touched.messages) == ({b"1": 0.0}, {b"a": 5.0}, 1)
 
@@ -155,9 +184,9 @@ def test_keys_of_rows_and_messages_are_kept_apart() -> None:
 def test_garbled_messages(payload: bytes, reason: str) -> None:
     """A message that is not understood, or that a rolled back transaction may have sent, is handed back as garbage."""
     stream = Stream(Recorder())
-    stream.receive(data(BEGIN))
-    assert stream.receive(data(payload)) == Garbage(reason)
-    done = stream.receive(data(COMMIT))
+    receive(stream, data(BEGIN))
+    assert receive(stream, data(payload)) == Garbage(reason)
+    done = receive(stream, data(COMMIT))
     assert isinstance(done, Transaction)
     assert done.touched.keys == {}
 
@@ -165,10 +194,10 @@ def test_garbled_messages(payload: bytes, reason: str) -> None:
 def test_drift() -> None:
     """A tag that an event trigger sent is handed back, whatever its bytes; it touches nothing."""
     stream = Stream(Recorder())
-    stream.receive(data(BEGIN))
-    assert stream.receive(data(emitted(b"ALTER TABLE", prefix=b"leasecache.ddl"))) == Drift("ALTER TABLE")
-    assert stream.receive(data(emitted(b"\xff" * 10**6, prefix=b"leasecache.ddl"))) == Drift("\ufffd" * 100)
-    done = stream.receive(data(COMMIT))
+    receive(stream, data(BEGIN))
+    assert receive(stream, data(emitted(b"ALTER TABLE", prefix=b"leasecache.ddl"))) == Drift("ALTER TABLE")
+    assert receive(stream, data(emitted(b"\xff" * 10**6, prefix=b"leasecache.ddl"))) == Drift("\ufffd" * 100)
+    done = receive(stream, data(COMMIT))
     assert isinstance(done, Transaction)
     assert done.touched == Touched()
 
@@ -190,11 +219,11 @@ class Distinct(Recorder):
 def overflowing(*payloads: bytes) -> tuple[Touched, int]:
     """Return what a transaction of these messages touches under a limit of 10 keys, and the most it held."""
     stream, most = Stream(Distinct(), most_keys=10), 0
-    stream.receive(data(BEGIN))
+    receive(stream, data(BEGIN))
     for payload in payloads:
-        stream.receive(data(payload))
+        receive(stream, data(payload))
         most = max(most, len(stream.touched.keys))
-    done = stream.receive(data(COMMIT))
+    done = receive(stream, data(COMMIT))
     assert isinstance(done, Transaction)
     return done.touched, most
 
@@ -225,15 +254,15 @@ def test_too_many_explicit_keys() -> None:
 def test_a_message_outside_of_transactions() -> None:
     """A message that no transaction holds is garbage, and the stream goes on."""
     stream = Stream(Recorder())
-    assert stream.receive(data(emitted(b"a"))) == Garbage("sent without regard to its transaction")
-    assert stream.receive(data(BEGIN)) is None
+    assert receive(stream, data(emitted(b"a"))) == Garbage("sent without regard to its transaction")
+    assert receive(stream, data(BEGIN)) is None
 
 
 def test_relations_do_not_move_the_position() -> None:
     """Relation frames carry position 0; what has been received never goes back."""
     stream = Stream(Recorder())
-    stream.receive(keepalive(500))
-    stream.receive(data(next(p for p in captured(18) if p[:1] == b"R"), wal_end=0))
+    receive(stream, keepalive(500))
+    receive(stream, data(next(p for p in captured(18) if p[:1] == b"R"), wal_end=0))
     assert stream.received == 500
 
 
@@ -257,7 +286,7 @@ def test_truncated_frames(frame: bytes) -> None:
 def test_no_frame_crashes_it(frame: bytes) -> None:
     """Any bytes are taken, or are a SourceError."""
     try:
-        Stream(Recorder()).receive(frame)
+        Stream(Recorder()).feed([frame])
     except SourceError:
         return
 

@@ -50,7 +50,7 @@ def test_a_loss_ends_readiness_for_good(reason: str, caplog: pytest.LogCaptureFi
     touched = Touched()
     touched.losses[Loss(reason, "public.media", "get_media")] += 2
     for _ in range(3):
-        monitor.received(Transaction(xid=1, end_lsn=1, committed_at=0.0, touched=touched))
+        monitor.received(Transaction(xids=(1,), end_lsn=1, committed_at=0.0, touched=touched))
     assert f"6 changes of public.media not served ({reason})" in monitor.unready()[0]
     assert [record.getMessage() for record in caplog.records] == ["unserved"]
 

@@ -1,0 +1,13 @@
+"""The short way from frames to the keys that they touch; compiled, see ext/_pgoutput.pyx."""
+
+from leasecache.invalidation.router import Target
+from leasecache.invalidation.stream import Run
+
+class Walker:
+    """Takes the frames that need no second thought: begins, changes whose keys the stream tells, commits."""
+
+    def learn(self, relid: int, target: Target | None) -> None:
+        """Note the target of a relation; None = no rule names it."""
+
+    def walk(self, frames: list[bytes], start: int, run: Run, most_keys: int) -> int:
+        """Take frames from `start` on into `run`; return the position of the first one that goes the long way."""

@@ -1,0 +1,12 @@
+"""The switch between the compiled short way and its pure twin: that of `leasecache._accel`."""
+
+from typing import TYPE_CHECKING
+
+from leasecache._accel import IMPL
+
+if TYPE_CHECKING or IMPL == "python":
+    from leasecache.invalidation._pure_pgoutput import Walker
+else:
+    from leasecache.invalidation._pgoutput import Walker
+
+__all__ = ["Walker"]
