@@ -5,10 +5,14 @@ from typing import NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from leasecache.invalidation.look import POLICY
+from leasecache.invalidation.page import page
 from leasecache.invalidation.status import Monitor
 from leasecache.invalidation.summary import summary
 
 TEXT = "text/plain; charset=utf-8"
+_VARY = (("Vary", "Accept"),)
+_HTML = (*_VARY, ("Content-Security-Policy", POLICY))
 
 
 class Page(NamedTuple):
@@ -20,7 +24,7 @@ class Page(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def answer(path: str, monitor: Monitor, accept: str = "text/html") -> Page:
+def answer(path: str, monitor: Monitor, accept: str = "") -> Page:
     """Return what is at `path`; `accept` is the request's Accept header."""
     if path == "/metrics":
         return Page(200, CONTENT_TYPE_LATEST, generate_latest(monitor.figures.registry))
@@ -29,6 +33,8 @@ def answer(path: str, monitor: Monitor, accept: str = "text/html") -> Page:
     if path == "/readyz":
         reasons = monitor.unready()
         return Page(503 if reasons else 200, TEXT, ("\n".join(reasons) or "ready").encode() + b"\n")
+    if path == "/" and "application/json" not in accept:
+        return Page(200, "text/html; charset=utf-8", page(summary(monitor.state)), _HTML)
     if path in ("/", "/status.json"):
-        return Page(200, "application/json", json.dumps(summary(monitor.state), indent=2).encode() + b"\n")
+        return Page(200, "application/json", json.dumps(summary(monitor.state), indent=2).encode() + b"\n", _VARY)
     return Page(404, TEXT, b"there are /, /status.json, /metrics, /healthz and /readyz\n")

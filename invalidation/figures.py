@@ -80,6 +80,7 @@ class Figures:
         self.losses = self._counter("unserved_changes", "Changes whose keys are not in the stream", "reason", "table")
         self.reconnects = self._counter("reconnects", "Conversations with the source that ended and were begun anew")
         self.decode_errors = self._counter("decode_errors", "Frames that could not be understood")
+        self.rewinds = self._counter("reader_rewinds", "Times that a reader may have gone back in time", "reader")
         self.crashes = self._counter("unexpected_errors", "Errors that only the daemon's top loop caught")
         self.gaps = self._counter("gaps", "Times that changes were lost on the way to this daemon")
         self.recoveries = self._counter("recoveries", "Gaps that were recovered from")

@@ -24,8 +24,10 @@ FIXES = {
     "standing-by": "nothing, while the other daemon is well; this one takes over when that one ends",
     "gap": "wait for the recovery; when it has stopped, clear the cache and restart the daemon",
     "gate-held": "look at the standbys: replay may be paused, or a synchronous one away",
+    "reader": "bring the database node back, or take it out of source.readers and let no fill read from it",
     "lag": "look at the nodes and the readers: the slowest one sets the pace",
     "node-down": "bring the cache node back, or take it out of the ring",
+    "journal": "free space in journal.directory, and look at its rights; W is held until it can be written",
     "guard": "clients load from the database meanwhile; see that this daemon alone follows the slot",
     "drift": "run `leasecache setup --apply`, or what `leasecache check` says",
     "unserved": _AFTER,
@@ -63,10 +65,16 @@ def _found(state: State, now: float) -> Iterator[tuple[str, str]]:
         yield "gap", f"changes were lost ({state.gap})"
     if state.held_since is not None and now - state.held_since > HELD_TOO_LONG:
         yield "gate-held", f"the gate has held for {now - state.held_since:.0f} s"
+    for reader in list(state.readers.values()):
+        if reader.holds:
+            yield "reader", f"reader {reader.name} holds the gate: {reader.text}"
     if (lag := state.lag_seconds(now)) > LAG_LIMIT:
         yield "lag", f"W is {lag:.0f} s behind, over the limit of {LAG_LIMIT:.0f} s"
     for node in list(state.nodes.values()):
         yield from _node(node, now)
+    for error in list(state.journal_errors.values()):
+        if not error.is_over(now):
+            yield "journal", f"the journal cannot be written: {error.text}"
     for finding in state.drift:
         if finding.fatal:
             yield "drift", finding.sentence()

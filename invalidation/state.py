@@ -3,9 +3,10 @@
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from leasecache.invalidation.finding import Finding
 from leasecache.invalidation.history import Chart, Lag, Meter, Troubles
-from leasecache.invalidation.lint import Finding
 from leasecache.invalidation.stream import Loss
 
 
@@ -36,6 +37,17 @@ class ReaderState:
     since: float  # Unix s, of the last change of `holds`
 
 
+class JournalError(NamedTuple):
+    """A journal that could not be written; it is tried again many times a second."""
+
+    text: str
+    at: float  # monotonic s, of the last time
+
+    def is_over(self, now: float) -> bool:
+        """Whether it has not happened again for a while."""
+        return now - self.at > 10
+
+
 @dataclass(slots=True)
 class State:
     """One daemon."""
@@ -63,6 +75,7 @@ class State:
     tables: dict[str, Meter] = field(default_factory=dict)
     rules: dict[tuple[str, str], Meter] = field(default_factory=dict)  # (function, table)
     nodes: dict[str, NodeState] = field(default_factory=dict)
+    journal_errors: dict[str, JournalError] = field(default_factory=dict)  # node, "*" = the note of W
     losses: Counter[Loss] = field(default_factory=Counter)  # that no new generation made up for
     gap: str | None = None
     gap_at: float = 0.0  # monotonic s

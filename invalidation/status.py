@@ -9,12 +9,12 @@ from leasecache import _accel
 from leasecache.errors import NodeError
 from leasecache.invalidation import readiness
 from leasecache.invalidation.figures import GUARD_STATES, Figures
+from leasecache.invalidation.finding import Finding
 from leasecache.invalidation.gate import View
 from leasecache.invalidation.history import Meter
-from leasecache.invalidation.lint import Finding
 from leasecache.invalidation.logs import event
 from leasecache.invalidation.lsn import format_lsn
-from leasecache.invalidation.state import NodeState, ReaderState, State
+from leasecache.invalidation.state import JournalError, NodeState, ReaderState, State
 from leasecache.invalidation.stream import Loss, Touched, Transaction
 
 
@@ -89,11 +89,11 @@ class Monitor:
     def received(self, transaction: Transaction) -> None:
         """Note a complete transaction."""
         touched, now = transaction.touched, time.monotonic()
-        self.figures.transactions.inc()
+        self.figures.transactions.inc(len(transaction.xids))
         self.figures.rows.inc(touched.rows)
         self.figures.keys.inc(len(touched))
         self.figures.messages.inc(touched.messages)
-        self.state.transactions.add(1, now)
+        self.state.transactions.add(len(transaction.xids), now)
         self._count(touched, now)
         for loss, count in touched.losses.items():
             self._lost(loss, count, transaction.end_lsn)
@@ -128,10 +128,9 @@ class Monitor:
         if was is None and self.state.gate == "standby":
             was = (True, *recovering[1:])
         if was is not None and any(before and not now for before, now in zip(was, recovering, strict=False)):
-            gate = "snapshot" if not any(recovering) else self.state.gate
-            why = "a node that was in recovery was promoted"
-            self._trouble(logging.WARNING, "gate", why, gate=gate, was=self.state.gate, why=why)
-            self.state.gate, self.state.gate_why = gate, why
+            self.state.gate = "snapshot" if not any(recovering) else self.state.gate
+            self.state.gate_why = "a node that was in recovery was promoted"
+            self.state.troubles.note(time.time(), "gate", self.state.gate_why)
 
     def gate_held(self, since: float | None, transactions: int) -> None:
         """Note since when (monotonic s) the gate holds, None = not at all."""
@@ -148,6 +147,12 @@ class Monitor:
             self.state.readers[name] = ReaderState(name, text, holds, time.time())
         else:
             known.text = text
+
+    def reader_rewound(self, name: str, reason: str) -> None:
+        """Note that a reader may have gone back in time."""
+        self.figures.rewinds.labels(name).inc()
+        unguarded = "what unguarded functions read from it meanwhile stays until its ttl; clear the cache"
+        self._trouble(logging.WARNING, "reader-rewound", reason, reason=reason, w="held", unguarded=unguarded)
 
     def completed(self, transaction: Transaction) -> None:
         """Note that W has passed a transaction."""
@@ -212,9 +217,19 @@ class Monitor:
         known = self._node(node)
         if bool(keys) != bool(known.journal_keys):
             event(logging.INFO, "journal-begun" if keys else "journal-empty", node=node)
+        if self.state.journal_errors.pop(node, None) is not None:
+            event(logging.INFO, "journal-works", node=node)
         known.journal_keys, known.journal_bytes = keys, size_bytes
         self.figures.journal_keys.labels(known.name).set(keys)
         self.figures.journal_bytes.labels(known.name).set(size_bytes)
+
+    def journal_failed(self, node: str, error: Exception) -> None:
+        """Note that the journal of a node, "*" = the note of W, cannot be written."""
+        now = time.monotonic()
+        known = self.state.journal_errors.get(node)
+        self.state.journal_errors[node] = JournalError(str(error), now)
+        if known is None or known.is_over(now):
+            self._trouble(logging.ERROR, "journal-failed", f"{node}: {error}", node=node, error=error, w="held")
 
     def bumped(self, reason: str) -> None:
         """Note that all guarded values were given up for a new generation."""

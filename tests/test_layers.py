@@ -16,12 +16,23 @@ ROOT = Path(__file__).parent.parent
 # layer → its modules. A module imports from its own layer and from those named in BELOW; nothing else.
 LAYERS: dict[str, list[str]] = {
     "0 plain values": ["errors", "policy", "rules", "fork", "invalidation.lsn"],
-    "1 hot path": ["_hits", "_hot", "_keys", "_mux", "_pure", "_pure_hits", "_pure_keys", "_pure_mux", "_pure_pending", "_accel"],
+    "1 hot path": [
+        "_hits",
+        "_hot",
+        "_keys",
+        "_mux",
+        "_pure",
+        "_pure_hits",
+        "_pure_keys",
+        "_pure_mux",
+        "_pure_pending",
+        "_accel",
+    ],
     "2 sans-IO": [
         *("keys", "codecs", "lease", "guard", "signature", "messages"),
         *(f"stores.{name}" for name in ("meta", "classic", "greeting", "ring", "redis_scripts", "redis_wire")),
-        *("invalidation.wire", "invalidation.pgoutput", "invalidation.stream"),
-        "invalidation.history",
+        *(f"invalidation.{name}" for name in ("wire", "pgoutput", "stream", "walker", "_pgoutput", "_pure_pgoutput")),
+        *(f"invalidation.{name}" for name in ("history", "markup", "quantities", "chart", "look")),
     ],
     "3 waiting": [
         *("task", "flow", "batch", "singleflight", "holders", "loadtime", "schedule"),
@@ -35,9 +46,12 @@ LAYERS: dict[str, list[str]] = {
     "D daemon": [
         "invalidation",
         *(f"invalidation.{name}" for name in ("settings", "logs", "source", "catalog", "ddl", "lint", "router")),
-        *(f"invalidation.{name}" for name in ("gate", "dispatch", "follow", "status", "server", "daemon", "launch")),
-        *(f"invalidation.{name}" for name in ("figures", "state", "readiness", "summary", "answers")),
-        *("invalidation.triggers", "invalidation.drift"),
+        *(f"invalidation.{name}" for name in ("gate", "reader", "readers", "held", "dispatch", "follow", "status", "server", "daemon", "launch")),
+        *(f"invalidation.{name}" for name in ("figures", "state", "readiness", "summary", "answers", "page")),
+        *(
+            f"invalidation.{name}"
+            for name in ("triggers", "drift", "finding", "fitness", "configuration", "inspection")
+        ),
         "invalidation.__main__",
     ],
     "8 command line": ["cli", "__main__", "commands", "commands.*"],
@@ -98,7 +112,7 @@ def sources() -> dict[str, Path]:
 
 
 SOURCES = sources()
-MODULES = {*SOURCES, "_hits", "_hot", "_keys", "_mux"}
+MODULES = {*SOURCES, "_hits", "_hot", "_keys", "_mux", "invalidation._pgoutput"}
 
 
 def imports_of(module: str) -> Iterator[Import]:
