@@ -8,15 +8,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leasecache.errors import NodeError, NodeTimeout, ProtocolError
+from leasecache.errors import GuardError, NodeError, NodeTimeout, ProtocolError
+from leasecache.guard import Record, ring_mark
 from leasecache.lease import Hit, Lease
 from leasecache.stores import meta
+from leasecache.stores.guarding import Guarding
 from leasecache.stores.memcached import QUIET
+from leasecache.stores.trust import Trust
 from tests.twins import TWINS, each_twin
 
 FLAGS = 0x10000001
 Request = tuple[str, bytes, int]
 HEAD, MIDDLE, END = meta.lease_get(b"%", 10, 0, b"%").split(b"%")
+RING, MARK, OTHER_MARK = ring_mark(["test"]), b"0123456789ab", b"ba9876543210"
+
+
+def record(generation: int = 7, tenure: int = 3, rings: Sequence[bytes] = (RING,), rules: Any = (MARK,)) -> bytes:
+    """A guard record as it is stored."""
+    kept = Record(generation=generation, tenure=tenure, rings=frozenset(rings), rules=frozenset(rules))
+    return kept.to_bytes()
+
+
+def shown(body: bytes, marks: bytes = b"") -> bytes:
+    """The reply that shows a guard record."""
+    return b"VA %d%b\r\n%b\r\n" % (len(body), marks, body)
 
 
 class Line:
@@ -33,7 +48,15 @@ class Line:
         self.muxes = {asyncio.get_running_loop(): self.mux}
         self.read = twin.MuxReader(self.muxes, (HEAD, MIDDLE, END), FLAGS, meta.read_answers, self.retry)
         self.retries: list[bytes] = []
+        self.trust = Trust("shop", RING, "test")
+        self.trust.read(record())
+        self.guarded = self.guarded_by(twin, MARK)
         self.mux.connection_made(self)
+
+    def guarded_by(self, twin: Any, mark: bytes) -> Any:
+        """A reader for the function of this mark."""
+        guard = Guarding(self.trust, mark)
+        return twin.MuxReader(self.muxes, (HEAD, MIDDLE, END), FLAGS, meta.read_answers, self.retry, guard)
 
     async def retry(self, key: bytes) -> str:
         self.retries.append(key)
@@ -84,12 +107,16 @@ def name(replies: Sequence[Any], epoch: int, born: int, context: Any) -> Any:
     return [(reply.code, reply.value) for reply in replies], epoch, born, context
 
 
+KINDS = ["hit", "long hit", "other flags", "won", "taken", "no room", "batch", "quiet"]
+KINDS += [f"guarded {kind}" for kind in KINDS[:6]]
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
     """A request: its kind, its key, and how many times the key makes the value."""
     key = draw(st.binary(min_size=1, max_size=8)).hex().encode()
-    kind = draw(st.sampled_from(["hit", "long hit", "other flags", "won", "taken", "no room", "batch", "quiet"]))
-    return kind, key, draw(st.integers(1, 20_000)) if kind == "long hit" else 1
+    kind = draw(st.sampled_from(KINDS))
+    return kind, key, draw(st.integers(1, 20_000)) if "long hit" in kind else 1
 
 
 def answer_to(kind: str, key: bytes, times: int = 1) -> bytes:
@@ -102,7 +129,16 @@ def answer_to(kind: str, key: bytes, times: int = 1) -> bytes:
         "no room": b"EN\r\n",
         "batch": hit(key) + b"EN\r\n" + hit(key, 3, b" X Z"),
         "quiet": b"NF\r\nMN\r\n",
-    }[kind]
+    }[kind.removeprefix("guarded ")]
+
+
+def answers_to(asked: list[Request], body: bytes) -> bytes:
+    """What a server answers to requests that leave together: it shows the guard record before the first guarded one."""
+    data = b""
+    for i, request in enumerate(asked):
+        first = "guarded" in request[0] and not any("guarded" in kind for kind, _, _ in asked[:i])
+        data += (shown(body) if first else b"") + answer_to(*request)
+    return data
 
 
 def ask(line: Line, kind: str, key: bytes) -> Any:
@@ -110,7 +146,7 @@ def ask(line: Line, kind: str, key: bytes) -> Any:
         return line.mux.ask(b"batch of %b\r\n" % key, 3, name, key)
     if kind == "quiet":
         return line.mux.ask(b"quiet %b\r\n" % key, QUIET, name, key)
-    return line.read(key)
+    return line.guarded(key) if "guarded" in kind else line.read(key)
 
 
 async def conversation(twin: Any, asked: list[Request], data: bytes, cuts: list[int]) -> Any:
@@ -127,18 +163,24 @@ async def conversation(twin: Any, asked: list[Request], data: bytes, cuts: list[
     return await asyncio.gather(*tasks), ended, line.orphans, line.retries, line.sent
 
 
-@given(st.lists(requests(), max_size=12), st.lists(st.integers(0, 10**6), max_size=12))
-@settings(max_examples=60)
-def test_every_request_gets_its_own_replies(asked: list[Request], cuts: list[int]) -> None:
-    """However the bytes are cut, each request gets the replies to its own key, in both twins alike."""
-    data = b"".join([answer_to(*request) for request in asked])
+@given(st.lists(requests(), max_size=12), st.lists(st.integers(0, 10**6), max_size=12), st.booleans())
+@settings(max_examples=80)
+def test_every_request_gets_its_own_replies(asked: list[Request], cuts: list[int], renewed: bool) -> None:
+    """However the bytes are cut, each request gets the replies to its own key, in both twins alike.
+
+    Also when the guard record has been written anew since, under the same generation.
+    """
+    data = answers_to(asked, record(tenure=4 if renewed else 3))
     seen = [asyncio.run(conversation(twin, asked, data, cuts)) for twin in TWINS]
     assert all(other == seen[0] for other in seen)
-    results, ended, orphans, retries, _ = seen[0]
+    results, ended, orphans, retries, sent = seen[0]
     assert (ended, orphans, retries) == ([], [], [])
+    assert sent.count(b"mg !guard:shop: v\r\n") == any("guarded" in kind for kind, _, _ in asked)
     for (kind, key, times), result in zip(asked, results, strict=True):
+        _, guarded, kind = kind.rpartition("guarded ")
         if kind in ("hit", "long hit"):
-            assert result == key * times
+            found = result.value if isinstance(result, Hit) and renewed and guarded else result
+            assert found == key * times
         elif kind == "other flags":
             assert (type(result), result.value, result.flags) == (Hit, key, FLAGS + 1)
         elif kind in ("won", "no room"):
@@ -147,6 +189,24 @@ def test_every_request_gets_its_own_replies(asked: list[Request], cuts: list[int
             assert result == ([(b"VA", key), (b"EN", None), (b"VA", key)], 5, 3, key)
         elif kind == "quiet":
             assert result == ([(b"NF", None)], 5, 3, key)
+        if guarded and kind in ("won", "taken", "other flags"):
+            assert result.token.generation == 7
+
+
+@given(st.lists(requests(), max_size=12), st.lists(st.integers(0, 10**6), max_size=6))
+@settings(max_examples=40)
+def test_nothing_is_believed_of_another_generation(asked: list[Request], cuts: list[int]) -> None:
+    """After a bump every guarded request is made anew, and what it has won goes back; the others are not touched."""
+    data = answers_to(asked, record(generation=8))
+    seen = [asyncio.run(conversation(twin, asked, data, cuts)) for twin in TWINS]
+    assert all(other == seen[0] for other in seen)
+    results, ended, orphans, retries, _ = seen[0]
+    guarded = [request for request in asked if "guarded" in request[0]]
+    assert (ended, retries) == ([], [key for _, key, _ in guarded])
+    won = [orphan.key for orphan in orphans if isinstance(orphan, Lease) and orphan.token]
+    assert won == [key for kind, key, _ in guarded if "won" in kind]
+    found = [result for (kind, _, _), result in zip(asked, results, strict=True) if "guarded" in kind]
+    assert found == ["retried"] * len(guarded)
 
 
 PIECES = st.sampled_from(
@@ -162,6 +222,8 @@ PIECES = st.sampled_from(
             b" t1\r\n",
         ),
         *(b"VA 9999999999 t1\r\n", b"VA 2 f268435457 c1 t1 q\r\n", b"VA 2 c f1\r\n", b"VA 1 f268435457 t-2\r\nx\r\n"),
+        *(shown(record()), shown(record(tenure=4)), shown(record(generation=8)), shown(record(rules=()))),
+        *(shown(record(), b" X"), shown(record())[:60], shown(b"")),
         *(b"VA 5 f268435457 c99999999999999999999", b"VA 1 f268435457 c18446744073709551615 t4294967296\r\nx\r\n"),
     ]
 )
@@ -387,5 +449,162 @@ def test_close_waits_for_what_was_asked(twin: Any) -> None:
         assert await asked == b"0"
         assert line.aborted
         assert line.ends == [(None, False)]
+
+    asyncio.run(main())
+
+
+@each_twin
+def test_guarded_requests_of_one_write_share_a_reading_of_the_record(twin: Any) -> None:
+    """It stands in front of the first of them, so the server reads it after they were asked and before any key.
+
+    Those that leave later have one of their own; guard: `_send` forgets the reading that is on its way.
+    """
+    ask_for_record = meta.read_record(b"!guard:shop:")
+
+    def requested(*names: bytes) -> bytes:
+        return b"".join([meta.lease_get(name, 10) for name in names])
+
+    async def main() -> None:
+        line = Line(twin)
+        first = [line.read(b"a"), line.guarded(b"b"), line.read(b"c"), line.guarded(b"d")]
+        await turn()
+        prefix = b"%016x:" % 7
+        assert line.sent == requested(b"a") + ask_for_record + requested(prefix + b"b", b"c", prefix + b"d")
+        line.sent = b""
+        second = line.guarded(b"e")
+        await turn()
+        assert line.sent == ask_for_record + requested(prefix + b"e")
+        line.receive(hit(b"a") + shown(record()) + hit(b"b") + hit(b"c") + hit(b"d"))
+        line.receive(b"EN\r\n" + hit(b"e"))
+        assert [await pending for pending in first] == [b"a", b"b", b"c", b"d"]
+        with pytest.raises(GuardError, match="no guard record"):
+            await second
+        line.sent = b""
+        many = [line.guarded(b"key%d" % i) for i in range(300)]
+        assert line.sent == b"", "absent: the record has to be read first"
+        line.trust.read(record())
+        many += [line.guarded(b"key%d" % i) for i in range(300)]
+        await turn()
+        writes = line.sent.count(ask_for_record)
+        assert 2 <= writes <= 10
+        assert line.sent.count(b"mg ") == writes + 300
+        for pending in many[300:]:
+            pending.discard()
+        line.mux.connection_lost(None)
+        assert [await pending for pending in many[:300]] == ["retried"] * 300
+
+    asyncio.run(main())
+
+
+VERDICTS: dict[str, tuple[bytes, Any]] = {
+    "fresh": (shown(record()), b"value"),
+    "written anew": (shown(record(tenure=9)), Hit),
+    "absent": (b"EN\r\n", (GuardError, "test: no guard record, so nothing there is believed; is the daemon running?")),
+    "a stub": (shown(b""), (GuardError, "test: no guard record, so nothing there is believed; is the daemon running?")),
+    "voided": (
+        shown(record(), b" X"),
+        (GuardError, "test: no guard record, so nothing there is believed; is the daemon running?"),
+    ),
+    "garbage": (
+        shown(b"1 7 - x"),
+        (GuardError, "test: no guard record, so nothing there is believed; is the daemon running?"),
+    ),
+    "without the rule": (
+        shown(record(rules=[OTHER_MARK])),
+        (GuardError, "test: the daemon does not have this function's rules"),
+    ),
+    "without the ring": (
+        shown(record(rings=[b"0" * 12])),
+        (GuardError, "test: the daemon serves other nodes or weights than those of this cache's URL"),
+    ),
+    "of another generation": (shown(record(generation=8)), "retried"),
+    "refused": (
+        b"SERVER_ERROR out of memory\r\n",
+        (meta.Complaint, "memcached test: unexpected reply SERVER_ERROR out of memory"),
+    ),
+}
+
+
+@each_twin
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_verdicts(twin: Any, verdict: str) -> None:
+    """A guarded request is answered only if the record that came before its reply vouches for it.
+
+    The request of somebody who is not guarded is none of its business, and the connection goes on. Guard: in the twins,
+    the comparison of the record seen with the one asked under.
+    """
+    reply, expected = VERDICTS[verdict]
+
+    async def main() -> None:
+        line = Line(twin)
+        guarded = asyncio.ensure_future(result_of(line.guarded(b"value")))
+        won = asyncio.ensure_future(result_of(line.guarded(b"won")))
+        other = asyncio.ensure_future(result_of(line.read(b"other")))
+        await turn()
+        line.receive(reply + hit(b"value") + answer_to("won", b"") + hit(b"other"))
+        found, lease = await guarded, await won
+        assert (type(found) if expected is Hit else found) == expected
+        assert await other == b"other"
+        assert line.mux.open
+        if verdict in ("fresh", "written anew"):
+            assert (lease.key, lease.token.generation, line.orphans) == (b"won", 7, [])
+        else:
+            assert lease == expected
+            assert [(o.key, o.token.generation) for o in line.orphans if isinstance(o, Lease)] == [(b"won", 7)]
+
+    asyncio.run(main())
+
+
+@each_twin
+def test_nonsense_instead_of_a_record_ends_the_connection(twin: Any) -> None:
+    """What is no answer to a look may be another's answer."""
+
+    async def main() -> None:
+        line = Line(twin)
+        tasks = [asyncio.ensure_future(result_of(line.guarded(b"key%d" % i))) for i in range(2)]
+        await turn()
+        line.receive(b"HD\r\n" + hit(b"0") + hit(b"1"))
+        assert [(await task)[0] for task in tasks] == [ProtocolError] * 2
+        assert line.aborted
+
+    asyncio.run(main())
+
+
+@each_twin
+def test_function_that_the_known_record_does_not_name_asks_first(twin: Any) -> None:
+    """Its request is not made under a record that cannot vouch for it."""
+
+    async def main() -> None:
+        line = Line(twin)
+        assert await line.guarded_by(twin, OTHER_MARK)(b"key") == "retried"
+        await turn()
+        assert line.sent == b""
+        line.trust.read(None)
+        assert await line.guarded(b"key") == "retried"
+        assert line.sent == b""
+        line.trust.read(record(generation=9))
+        line.guarded(b"key").discard()
+        await turn()
+        assert b"%016x:key" % 9 in line.sent
+
+    asyncio.run(main())
+
+
+@each_twin
+def test_cancelled_guarded_request_leaves_its_record_to_the_others(twin: Any) -> None:
+    """The reading of the record is nobody's in particular: who asked first may go."""
+
+    async def main() -> None:
+        line = Line(twin)
+        tasks = [asyncio.ensure_future(result_of(line.guarded(b"key%d" % i))) for i in range(3)]
+        await turn()
+        tasks[0].cancel()
+        await turn()
+        line.receive(shown(record()) + answer_to("won", b"") + hit(b"1"))
+        tasks[2].cancel()
+        line.receive(hit(b"2"))
+        assert await tasks[1] == b"1"
+        assert [(o.key, o.token.generation) for o in line.orphans if isinstance(o, Lease)] == [(b"key0", 7)]
+        assert line.mux.idle
 
     asyncio.run(main())
