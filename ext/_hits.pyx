@@ -136,6 +136,19 @@ cdef class ProbeState:
     cdef public double delay
 
 
+cdef class RecordState:
+    """The fields of a guard record that readers look at; they never change."""
+
+    cdef public bytes head, prefix, reply
+    cdef public frozenset marks
+
+
+cdef class TrustState:
+    """The field of a node's trust that readers look at."""
+
+    cdef public RecordState known
+
+
 cdef class _Reader:
     cdef object fetch(self, Text *text):
         """Return the value of a plain hit, or the answer, for the key that stands behind "mg "."""
@@ -162,6 +175,8 @@ cdef class NodeReader(_Reader):
     cdef object _rest
     cdef bytes _tail
     cdef Mark _mark
+    cdef TrustState _trust  # None: requests are not guarded
+    cdef bytes _guard
 
     def __init__(
         self,
@@ -171,7 +186,11 @@ cdef class NodeReader(_Reader):
         bytes tail not None,
         unsigned long flags,
         rest,
+        TrustState trust=None,
+        bytes guard=None,
     ):
+        self._trust = trust
+        self._guard = guard
         self._pool = pool
         self._probe = probe
         self._epochs = epochs
@@ -202,11 +221,14 @@ cdef class NodeReader(_Reader):
 
     cdef object fetch(self, Text *text):
         cdef Py_ssize_t end = text.size
-        cdef ConnectionState connection = self._take()
+        cdef ConnectionState connection
         cdef long long epoch
         cdef object found
+        if self._trust is not None:
+            return self._fetch_guarded(text)
+        connection = self._take()
         if connection is None:
-            return self._rest((_key(text, end),), None, None, 0)[0]
+            return self._rest((_key(text, end),), None, None, 0, None)[0]
         epoch = self._epochs.latest  # before the request is sent: a later connection may be to a restarted server
         try:
             self._put_tail(text, connection.mark)
@@ -221,7 +243,51 @@ cdef class NodeReader(_Reader):
             return found
         if not isinstance(found, NodeError):
             found = [found]
-        return self._rest((_key(text, end),), connection, found, epoch)[0]
+        return self._rest((_key(text, end),), connection, found, epoch, None)[0]
+
+    cdef object _fetch_guarded(self, const Text *text):
+        """Do the same under the record that was read last; the answer tells whether it is still so."""
+        cdef RecordState known = self._usable()
+        cdef ConnectionState connection = None if known is None else self._take()
+        cdef long long epoch = 0
+        cdef object found = None
+        cdef char room[ROOM]
+        cdef Text request
+        if connection is not None:
+            epoch = self._epochs.latest
+            begin(&request, room, ROOM)
+            try:
+                put(&request, PyBytes_AS_STRING(known.head), PyBytes_GET_SIZE(known.head))
+                put(&request, text.data + HEAD, text.size - HEAD)
+                self._put_tail(&request, connection.mark)
+                found = self._ask_guarded(connection.wire, &request, known)
+            except NodeError as error:
+                found = error
+            except BaseException:
+                (<object>self._pool).discard(connection)
+                raise
+            finally:
+                drop(&request)
+            if type(found) is bytes:
+                self._give_back(connection)
+                return found
+        found = self._rest((_key(text, text.size),), connection, found, epoch, known)[0]
+        if isinstance(found, NodeError):  # the guard's: of many keys each has its own
+            raise found
+        return found
+
+    cdef object _ask_guarded(self, object wire, const Text *request, RecordState known):
+        """Return a plain hit's value alone, or both replies; the record's is None if it is as `known` has it."""
+        cdef list found
+        if type(wire) is Wire:
+            return (<Wire>wire).ask_guarded_one(request.data, request.size, &self._mark, known.reply)
+        found = wire.guarded_hits(PyBytes_FromStringAndSize(request.data, request.size), 1, self._mark.flags, known.reply)
+        return found[1] if found[0] is None and type(found[1]) is bytes else found
+
+    cdef RecordState _usable(self):
+        """Return the record under whose generation to ask; None = it has to be read first."""
+        cdef RecordState known = self._trust.known
+        return known if known is not None and self._guard in known.marks else None
 
     cdef object _ask(self, ConnectionState connection, const Text *text):
         cdef object wire = connection.wire
@@ -256,26 +322,28 @@ cdef class NodeReader(_Reader):
         return put(text, b"\r\n", 2)
 
     cdef object _answers(self, list keys):
-        cdef ConnectionState connection = self._take()
+        cdef RecordState known = None if self._trust is None else self._usable()
+        cdef ConnectionState connection = None if self._trust is not None and known is None else self._take()
         cdef long long epoch
-        cdef object found, one
+        cdef object found
+        cdef Py_ssize_t i
         if connection is None:
-            return self._rest(keys, None, None, 0)
+            return self._rest(keys, None, None, 0, None)
         epoch = self._epochs.latest
         try:
-            found = self._ask_many(connection, keys)
+            found = self._ask_many(connection, keys, known)
         except NodeError as error:
-            return self._rest(keys, connection, error, epoch)
+            return self._rest(keys, connection, error, epoch, known)
         except BaseException:
             (<object>self._pool).discard(connection)
             raise
-        for one in <list>found:
-            if type(one) is not bytes:
-                return self._rest(keys, connection, found, epoch)
+        for i in range(len(<list>found)):
+            if type((<list>found)[i]) is not bytes and not (i == 0 and known is not None and (<list>found)[i] is None):
+                return self._rest(keys, connection, found, epoch, known)
         self._give_back(connection)
-        return found
+        return found if known is None else (<list>found)[1:]
 
-    cdef object _ask_many(self, ConnectionState connection, list keys):
+    cdef object _ask_many(self, ConnectionState connection, list keys, RecordState known):
         cdef char room[ROOM]
         cdef Text text
         cdef object wire = connection.wire
@@ -284,14 +352,26 @@ cdef class NodeReader(_Reader):
         begin(&text, room, ROOM)
         try:
             for key in keys:
-                put(&text, b"mg ", HEAD)
+                if known is not None and text.size == 0:
+                    put(&text, PyBytes_AS_STRING(known.head), PyBytes_GET_SIZE(known.head))
+                else:
+                    put(&text, b"mg ", HEAD)
+                    if known is not None:
+                        put(&text, PyBytes_AS_STRING(known.prefix), PyBytes_GET_SIZE(known.prefix))
                 put(&text, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
                 self._put_tail(&text, mark)
+            if known is not None:
+                return self._ask_many_guarded(wire, &text, len(keys), known)
             if type(wire) is Wire:
                 return (<Wire>wire).ask_many(text.data, text.size, len(keys), &self._mark)
             return wire.hits(PyBytes_FromStringAndSize(text.data, text.size), len(keys), self._mark.flags)
         finally:
             drop(&text)
+
+    cdef object _ask_many_guarded(self, object wire, const Text *text, Py_ssize_t count, RecordState known):
+        if type(wire) is Wire:
+            return (<Wire>wire).ask_guarded(text.data, text.size, count, &self._mark, known.reply)
+        return wire.guarded_hits(PyBytes_FromStringAndSize(text.data, text.size), count, self._mark.flags, known.reply)
 
 
 @cython.final

@@ -314,17 +314,58 @@ cdef class Wire:
         mark_flags(&mark, flags)
         return self.ask_many(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), count, &mark)
 
+    def guarded_hits(self, bytes request not None, Py_ssize_t count, unsigned long flags, bytes expected not None):
+        """Send the read of a guard record and `count` lease-gets; return what `hits` does behind the first reply.
+
+        That is None if it is `expected`, byte for byte. Raises like `exchange`.
+        """
+        cdef Mark mark
+        mark_flags(&mark, flags)
+        return self.ask_guarded(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), count, &mark, expected)
+
     cdef object ask(self, const char *request, Py_ssize_t size, const Mark *mark):
         """Send one lease-get and receive its answer: as a rule one call each, without the GIL."""
         cdef double deadline = leasecache_monotonic() + self._timeout
+        cdef Py_ssize_t value = 0
+        cdef Py_ssize_t end
+        self._send_and_receive(request, size, deadline)
+        end = _plain(self._data, 0, self._size, mark, &value)
+        if end == self._size:
+            return PyBytes_FromStringAndSize(self._data + value, end - 2 - value)
+        return self._collect(1, mark, deadline, False, None)[0]
+
+    cdef object ask_guarded_one(self, const char *request, Py_ssize_t size, const Mark *mark, bytes expected):
+        """Send the read of a guard record and one lease-get.
+
+        Return the value alone if the first reply is as expected and the second one a plain hit; else both.
+        """
+        cdef double deadline = leasecache_monotonic() + self._timeout
+        cdef Py_ssize_t value = 0
+        cdef Py_ssize_t end
+        cdef Py_ssize_t first = PyBytes_GET_SIZE(expected)
+        self._send_and_receive(request, size, deadline)
+        if self._size > first and memcmp(self._data, PyBytes_AS_STRING(expected), first) == 0:
+            end = _plain(self._data, first, self._size, mark, &value)
+            if end == self._size:
+                return PyBytes_FromStringAndSize(self._data + value, end - 2 - value)
+        return self._collect(2, mark, deadline, False, expected)
+
+    cdef list ask_guarded(
+        self, const char *request, Py_ssize_t size, Py_ssize_t count, const Mark *mark, bytes expected
+    ):
+        """Send the read of a guard record and `count` lease-gets; return as many and one, None first if as expected."""
+        cdef double deadline = leasecache_monotonic() + self._timeout
+        self._size = 0
+        return self._collect(count + 1, mark, deadline, self._send(request, size, 0, deadline) == 1, expected)
+
+    cdef int _send_and_receive(self, const char *request, Py_ssize_t size, double deadline) except -1:
+        """Send, and read what there is then: one call each, without the GIL, unless something is in the way."""
         cdef int fd = self._fd
         cdef char *room = self._data
         cdef Py_ssize_t free_size = self._room
         cdef ssize_t sent
         cdef ssize_t received = -1
         cdef int failure
-        cdef Py_ssize_t value = 0
-        cdef Py_ssize_t end
         self._size = 0
         with nogil:
             sent = c_send(fd, request, size, LEASECACHE_SEND)
@@ -333,9 +374,6 @@ cdef class Wire:
             failure = errno
         if received > 0:
             self._size = received
-            end = _plain(room, 0, received, mark, &value)
-            if end == received:
-                return PyBytes_FromStringAndSize(room + value, end - 2 - value)
         elif received == 0:
             raise NodeError("connection closed by the server")
         elif sent == size:
@@ -344,21 +382,28 @@ cdef class Wire:
             if sent < 0 and failure != EAGAIN:
                 self._check(failure)
             self._send(request, size, max(sent, 0), deadline)
-        return self._collect(1, mark, deadline, False)[0]
+        return 0
 
     cdef list ask_many(self, const char *request, Py_ssize_t size, Py_ssize_t count, const Mark *mark):
         """Send and return `count` replies, with −1 all before MN; with a mark, of plain hits the values alone."""
         cdef double deadline = leasecache_monotonic() + self._timeout
         self._size = 0
-        return self._collect(count, mark, deadline, self._send(request, size, 0, deadline) == 1)
+        return self._collect(count, mark, deadline, self._send(request, size, 0, deadline) == 1, None)
 
-    cdef list _collect(self, Py_ssize_t count, const Mark *mark, double deadline, bint first):
+    cdef list _collect(self, Py_ssize_t count, const Mark *mark, double deadline, bint first, bytes expected):
+        """Receive `count` replies; with something expected the first is of a guard record, and None if as expected."""
         cdef list found = []
         cdef Py_ssize_t position = 0
         cdef Py_ssize_t end, value = 0
         cdef Reply reply
+        cdef bint guarding
         while len(found) != count:
-            if mark != NULL:
+            guarding = expected is not None and not found
+            if guarding and self._starts_with(expected, position):
+                found.append(None)
+                position += PyBytes_GET_SIZE(expected)
+                continue
+            if mark != NULL and not guarding:
                 end = _plain(self._data, position, self._size, mark, &value)
                 if end >= 0:
                     found.append(PyBytes_FromStringAndSize(self._data + value, end - 2 - value))
@@ -373,12 +418,16 @@ cdef class Wire:
                 first = False
             elif count < 0 and reply.code == b"MN":
                 break
-            elif mark == NULL or not _is_plain(reply, mark):
+            elif mark == NULL or guarding or not _is_plain(reply, mark):
                 found.append(reply)
             else:
                 found.append(reply.value)
         self._finish(position)
         return found
+
+    cdef bint _starts_with(self, bytes expected, Py_ssize_t position):
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(expected)
+        return self._size - position >= size and memcmp(self._data + position, PyBytes_AS_STRING(expected), size) == 0
 
     cdef int _finish(self, Py_ssize_t position) except -1:
         if position != self._size:

@@ -30,8 +30,10 @@ if TYPE_CHECKING or IMPL == "python":
         NodeReader,
         PoolState,
         ProbeState,
+        RecordState,
         RingReader,
         Tally,
+        TrustState,
     )
     from leasecache._pure_keys import Renderer, Ring, percent_encode, shorten
     from leasecache._pure_mux import Mux, MuxReader
@@ -49,8 +51,10 @@ else:
         NodeReader,
         PoolState,
         ProbeState,
+        RecordState,
         RingReader,
         Tally,
+        TrustState,
     )
     from leasecache._hot import Reply, Wire, parse_reply
     from leasecache._keys import Renderer, Ring, percent_encode, shorten
@@ -72,11 +76,13 @@ __all__ = [
     "Pending",
     "PoolState",
     "ProbeState",
+    "RecordState",
     "Renderer",
     "Reply",
     "Ring",
     "RingReader",
     "Tally",
+    "TrustState",
     "Wire",
     "parse_reply",
     "percent_encode",

@@ -6,7 +6,7 @@ from typing import Any
 
 from leasecache._keys import Renderer, Ring
 
-Rest = Callable[[Sequence[bytes], Any, Any, int], Sequence[Any]]
+Rest = Callable[[Sequence[bytes], Any, Any, int, Any], Sequence[Any]]
 
 class Tally:
     """Counts the plain hits of one function."""
@@ -47,11 +47,32 @@ class ProbeState:
 
     delay: float
 
+class RecordState:
+    """The fields of a guard record that readers look at; they never change."""
+
+    head: bytes
+    prefix: bytes
+    reply: bytes
+    marks: frozenset[bytes]
+
+class TrustState:
+    """The field of a node's trust that readers look at."""
+
+    known: Any
+
 class NodeReader:
     """Reads keys from one memcached server: plain hits over an idle connection, all else by `rest`."""
 
     def __init__(
-        self, pool: PoolState, probe: ProbeState, epochs: EpochState, tail: bytes, flags: int, rest: Rest
+        self,
+        pool: PoolState,
+        probe: ProbeState,
+        epochs: EpochState,
+        tail: bytes,
+        flags: int,
+        rest: Rest,
+        trust: TrustState | None = None,
+        guard: bytes | None = None,
     ) -> None: ...
     def __call__(self, key: bytes) -> Any:
         """Return the value of a plain hit, or the answer. Raises NodeError."""

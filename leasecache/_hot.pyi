@@ -64,5 +64,11 @@ class Wire:
     def hits(self, request: bytes, count: int, flags: int) -> list[bytes | Reply]:
         """Send `count` lease-gets; return for each what `hit` returns. Raises like `exchange`."""
 
+    def guarded_hits(self, request: bytes, count: int, flags: int, expected: bytes) -> list[bytes | Reply | None]:
+        """Send the read of a guard record and `count` lease-gets; return what `hits` does behind the first reply.
+
+        That is None if it is `expected`, byte for byte. Raises like `exchange`.
+        """
+
     def close(self) -> None:
         """Close the socket; never raises."""

@@ -135,17 +135,32 @@ class Wire:
         """Send `count` lease-gets; return for each what `hit` returns. Raises like `exchange`."""
         return [_unwrapped(reply, flags) for reply in self.exchange(request, count)]
 
+    def guarded_hits(self, request: bytes, count: int, flags: int, expected: bytes) -> list[bytes | Reply | None]:
+        """Send the read of a guard record and `count` lease-gets; return what `hits` does behind the first reply.
+
+        That is None if it is `expected`, byte for byte. Raises like `exchange`.
+        """
+        replies: list[Any] = []
+        self._converse(request, replies, lambda: len(replies) == count + 1, expected)
+        return [replies[0], *[_unwrapped(reply, flags) for reply in replies[1:]]]
+
     def close(self) -> None:
         """Close the socket; never raises."""
         self._sock.close()
 
-    def _converse(self, request: bytes, replies: list[Reply], done: Callable[[], bool]) -> None:
+    def _converse(
+        self, request: bytes, replies: list[Any], done: Callable[[], bool], expected: bytes | None = None
+    ) -> None:
+        """Send, and receive until it is done; of a first reply that is as expected there is None."""
         deadline = time.monotonic() + self._timeout
         try:
             self._sock.settimeout(self._timeout)
             self._sock.sendall(request)
             data, position = b"", 0
             while True:
+                if expected is not None and not replies and data.startswith(expected, position):
+                    replies.append(None)
+                    position += len(expected)
                 position = self._parse_all(data, position, replies, done)
                 if done():
                     break

@@ -12,8 +12,10 @@ CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits 
 OVERHEAD = 64  # bytes of a request beside the key, at most
 
 # What gives any other answer: keys, the connection that was asked (None: nothing was asked), what it brought for each
-# key or the error, and the epoch before it was asked. It has to give back the connection, or to discard it.
-Rest = Callable[[Sequence[bytes], Any, Any, int], Sequence[Any]]
+# key or the error, the epoch before it was asked, and of a guarded request the record that it was made under. What was
+# brought then begins with the record's reply, None if it is as that has it. It has to give back the connection, or to
+# discard it.
+Rest = Callable[[Sequence[bytes], Any, Any, int, Any], Sequence[Any]]
 
 
 class Tally:
@@ -81,15 +83,47 @@ class ProbeState:
     delay: float  # s between two probes, 0 = up
 
 
+class RecordState:
+    """The fields of a guard record that readers look at; they never change."""
+
+    __slots__ = ("head", "marks", "prefix", "reply")
+
+    head: bytes  # of a request under its generation
+    prefix: bytes  # of keys under its generation
+    reply: bytes  # which shows that it has not changed
+    marks: frozenset[bytes]  # of the functions that it vouches for
+
+
+class TrustState:
+    """The field of a node's trust that readers look at."""
+
+    __slots__ = ("known",)
+
+    known: Any  # the RecordState read last; None = none
+
+
 class NodeReader:
     """Reads keys from one memcached server: plain hits over an idle connection, all else by `rest`."""
 
-    __slots__ = ("_epochs", "_flags", "_pool", "_probe", "_rest", "_tail")
+    __slots__ = ("_epochs", "_flags", "_guard", "_pool", "_probe", "_rest", "_tail", "_trust")
 
     def __init__(
-        self, pool: PoolState, probe: ProbeState, epochs: EpochState, tail: bytes, flags: int, rest: Rest
+        self,
+        pool: PoolState,
+        probe: ProbeState,
+        epochs: EpochState,
+        tail: bytes,
+        flags: int,
+        rest: Rest,
+        trust: TrustState | None = None,
+        guard: bytes | None = None,
     ) -> None:
-        """`tail` follows a key in a lease-get, before the connection's mark; `flags` are those of a plain hit."""
+        """`tail` follows a key in a lease-get, before the connection's mark; `flags` are those of a plain hit.
+
+        With `trust` in the node each request begins with a read of its guard record, which has to name `guard`.
+        """
+        self._trust = trust
+        self._guard = guard
         self._pool: Any = pool
         self._probe = probe
         self._epochs = epochs
@@ -99,7 +133,10 @@ class NodeReader:
 
     def __call__(self, key: bytes) -> Any:
         """Return the value of a plain hit, or the answer. Raises NodeError."""
-        return self._answers([key])[0]
+        found = self._answers([key])[0]
+        if isinstance(found, NodeError):  # the guard's: of many keys each has its own
+            raise found
+        return found
 
     def many(self, keys: Sequence[bytes]) -> list[Any]:
         """Return the value of each plain hit, or the answer, with one round trip per 32 KiB of requests."""
@@ -117,22 +154,35 @@ class NodeReader:
         return found
 
     def _answers(self, keys: Sequence[bytes]) -> Sequence[Any]:
-        connection = self._take()
+        known = self._trust.known if self._trust is not None else None
+        unusable = self._trust is not None and (known is None or self._guard not in known.marks)
+        connection = None if unusable else self._take()
         if connection is None:
-            return self._rest(keys, None, None, 0)
+            return self._rest(keys, None, None, 0, None)
         epoch = self._epochs.latest  # before the request is sent: a later connection may be to a restarted server
         try:
-            request = b"".join([b"mg %b%b%b\r\n" % (key, self._tail, connection.mark()) for key in keys])
-            found = connection.wire.hits(request, len(keys), self._flags)
+            found = self._ask(connection, keys, known)
         except NodeError as error:
-            return self._rest(keys, connection, error, epoch)
+            return self._rest(keys, connection, error, epoch, known)
         except BaseException:  # a signal, a greenlet's timeout: half an answer may be left on the wire
             self._pool.discard(connection)
             raise
-        if any(type(one) is not bytes for one in found):
-            return self._rest(keys, connection, found, epoch)
+        values = found if known is None else found[1:]
+        if any(type(one) is not bytes for one in values) or (known is not None and found[0] is not None):
+            return self._rest(keys, connection, found, epoch, known)
         self._pool.release(connection)
-        return found  # type: ignore[no-any-return]
+        return values  # type: ignore[no-any-return]
+
+    def _ask(self, connection: Any, keys: Sequence[bytes], known: Any) -> Any:
+        mark, tail = connection.mark, self._tail
+        if known is None:
+            request = b"".join([b"mg %b%b%b\r\n" % (key, tail, mark()) for key in keys])
+            return connection.wire.hits(request, len(keys), self._flags)
+        parts = [
+            b"%b%b%b%b\r\n" % (b"mg " + known.prefix if i else known.head, key, tail, mark())
+            for i, key in enumerate(keys)
+        ]
+        return connection.wire.guarded_hits(b"".join(parts), len(keys), self._flags, known.reply)
 
     def _take(self) -> Any:
         """Return an idle connection; None when there is none, or the node is left alone."""

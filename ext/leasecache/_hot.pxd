@@ -29,7 +29,13 @@ cdef class Wire:
 
     cdef object ask(self, const char *request, Py_ssize_t size, const Mark *mark)
     cdef list ask_many(self, const char *request, Py_ssize_t size, Py_ssize_t count, const Mark *mark)
-    cdef list _collect(self, Py_ssize_t count, const Mark *mark, double deadline, bint first)
+    cdef object ask_guarded_one(self, const char *request, Py_ssize_t size, const Mark *mark, bytes expected)
+    cdef list ask_guarded(
+        self, const char *request, Py_ssize_t size, Py_ssize_t count, const Mark *mark, bytes expected
+    )
+    cdef int _send_and_receive(self, const char *request, Py_ssize_t size, double deadline) except -1
+    cdef list _collect(self, Py_ssize_t count, const Mark *mark, double deadline, bint first, bytes expected)
+    cdef bint _starts_with(self, bytes expected, Py_ssize_t position)
     cdef int _finish(self, Py_ssize_t position) except -1
     cdef int _send(self, const char *data, Py_ssize_t size, Py_ssize_t sent, double deadline) except -1
     cdef int _receive(self, double deadline, bint first) except -1

@@ -65,12 +65,15 @@ class GuardedBatch:
         self._known: Known | None = None  # what it was made under
         self._requests = 0
 
-    def begin(self) -> bool:
-        """Prepare the next request; False when there is nothing more to ask."""
+    def begin(self, known: Known | None = None) -> bool:
+        """Prepare the next request; False when there is nothing more to ask.
+
+        `known` is the record that it has been made under already; None = it is to be made under the one read last.
+        """
         if not self._left or self._requests > ATTEMPTS:  # the first may have to read the record alone
             return False
         self._requests += 1
-        self._known = self._trust.known
+        self._known = self._trust.known if known is None else known
         # The unguarded ones come first, once; between them and the others the record is read.
         self._asked = sorted([i for i in self._left if self._is_due(i)], key=lambda i: self._asks[i].mark is not None)
         return True

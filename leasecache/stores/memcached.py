@@ -12,7 +12,7 @@ from pymemcache.client.base import Client
 from leasecache import _accel, _pure
 from leasecache._accel import Reply, Wire
 from leasecache.codecs import UNCACHEABLE
-from leasecache.errors import LeasecacheError, NodeError, NodeTimeout, ProtocolError
+from leasecache.errors import GuardError, LeasecacheError, NodeError, NodeTimeout, ProtocolError
 from leasecache.guard import NO_RUN
 from leasecache.lease import ANY_CONNECTION, NO_CONNECTION, Answer, Ask, Fill, Hit, Lease, Refused, Token
 from leasecache.metrics import NodeStats
@@ -21,9 +21,10 @@ from leasecache.stores.base import BatchReader, Outcome, Reader
 from leasecache.stores.clock import Reading
 from leasecache.stores.dial import Dialer, Tls, converse
 from leasecache.stores.greeting import Credentials
+from leasecache.stores.guarding import GuardedBatch
 from leasecache.stores.pool import EPOCH, Connection, Pool
 from leasecache.stores.probe import Probe
-from leasecache.stores.trust import Trust
+from leasecache.stores.trust import Known, Trust
 
 CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
 QUIET = -1  # instead of a number of replies: as many as come before MN
@@ -83,6 +84,8 @@ class MemcachedNode:
 
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None) -> Answer:
         """Return the value, or the lease to load it, or who has it. Raises NodeError."""
+        if mark is not None:
+            return only(self._get_guarded([Ask(key, lease_for, refresh_ahead, mark)]))
         return self._exchange(
             lambda c: meta.lease_get(key, lease_for, refresh_ahead, c.mark()), 1, meta.read_answers, (key,)
         )[0]
@@ -92,20 +95,23 @@ class MemcachedNode:
 
         A plain hit over an idle connection takes the short way; everything else goes the way of `lease_get`.
         """
-        return self._reader(lease_for, refresh_ahead, flags)
+        return self._reader(lease_for, refresh_ahead, flags, mark)
 
-    def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Return an answer per ask, in order, with one round trip per 32 KiB of requests. Raises NodeError."""
-        answers: list[Answer] = []
+    def lease_get_many(self, asks: Sequence[Ask]) -> list[Answer | NodeError]:
+        """Return an answer per ask, in order, or its GuardError; one round trip per 32 KiB. Raises NodeError."""
+        answers: list[Answer | NodeError] = []
         for part in chunks(asks, size_of_ask):
-            answers += self._exchange(batch_request(part), len(part), meta.read_answers, [ask.key for ask in part])
+            if any(ask.mark is not None for ask in part):
+                answers += self._get_guarded(part)
+            else:
+                answers += self._exchange(batch_request(part), len(part), meta.read_answers, [ask.key for ask in part])
         return answers
 
     def batch_reader(
         self, lease_for: float, refresh_ahead: float, flags: int, mark: bytes | None = None
     ) -> BatchReader:
         """Return a lease-get of many keys that gives the values alone of plain hits with these client flags."""
-        return self._reader(lease_for, refresh_ahead, flags).many
+        return self._reader(lease_for, refresh_ahead, flags, mark).many
 
     def steal(self, key: bytes, token: Token, lease_for: float, mark: bytes | None = None) -> Answer:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does. Raises NodeError.
@@ -113,7 +119,7 @@ class MemcachedNode:
         Of many who steal one token one gets a lease: the server compares the CAS.
         """
         self._present(token.epoch, lambda c: meta.steal(key, token, c.mark()), 1, meta.read_nothing, None)
-        return self.lease_get(key, lease_for)
+        return self.lease_get(key, lease_for, mark=mark)
 
     def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Outcome:
         """Store under the lease. Raises NodeError.
@@ -143,19 +149,18 @@ class MemcachedNode:
 
         Returns once the server has acknowledged every key. Raises NodeError when it has not; repeating is safe.
         """
-        for part in chunks(list(dict.fromkeys(keys)), lambda key: len(key) + meta.REQUEST_OVERHEAD):
-            if stale_for < 1:
-                self._delete(part)
-            else:
-                self._mark_stale(part, stale_for)
+        for part in chunks(list(dict.fromkeys(keys)), size_of_key):
+            self._invalidate(part, stale_for)
 
     def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> bytes | None:
         """Invalidate these keys, which are those on the wire; then return the guard record, None = absent.
 
         Raises NodeError.
         """
-        self.invalidate(keys, stale_for)
-        return self._exchange(lambda c: meta.read_record(guard_key), 1, meta.record, None)
+        *parts, last = [*chunks(list(dict.fromkeys(keys)), size_of_key)] or [[]]
+        for part in parts:
+            self._invalidate(part, stale_for)
+        return self._invalidate(last, stale_for, guard_key)
 
     def run(self) -> str:
         """Return the mark of a server that forgets everything when it ends."""
@@ -168,6 +173,8 @@ class MemcachedNode:
         """
         self._down.check(f"memcached {self.name}")
         with self._asking() as client:
+            if mark is not None:
+                key = self._trusted().judge(_record(client, self._trusted().key), mark).prefix + key
             for _ in range(10):  # until both answers are about the same version of the item
                 seen = meta.debug(client.raw_command(b"me " + key))
                 (flags, value), cas = client.gets(key, default=(0, b""), cas_default=None)
@@ -184,28 +191,63 @@ class MemcachedNode:
         """Close idle connections; the node can be used again."""
         self._pool.close()
 
-    def _reader(self, lease_for: float, refresh_ahead: float, flags: int) -> _accel.NodeReader:
-        def rest(keys: Sequence[bytes], connection: Connection[Wire] | None, found: Any, epoch: int) -> Sequence[Any]:
-            if connection is not None:
-                try:
-                    answers = _read_rest(keys, connection, found, epoch)
-                except NodeError as error:
-                    self._broke(connection, error)
-                except BaseException:
-                    self._pool.discard(connection)
-                    raise
-                else:
-                    self._pool.release(connection)
-                    return answers
-            return self.lease_get_many([Ask(key, lease_for, refresh_ahead) for key in keys])
+    def _reader(self, lease_for: float, refresh_ahead: float, flags: int, guard: bytes | None) -> _accel.NodeReader:
+        def rest(
+            keys: Sequence[bytes], connection: Connection[Wire] | None, found: Any, epoch: int, known: Known | None
+        ) -> Sequence[Any]:
+            asks = [Ask(key, lease_for, refresh_ahead, guard) for key in keys]
+            answers = self._read_rest(keys, connection, found, epoch, known) if connection else None
+            if answers is None:
+                return self.lease_get_many(asks)
+            return answers if known is None else self._get_guarded(asks, (known, answers))
 
         tail = meta.lease_get(b"", lease_for, refresh_ahead).removeprefix(b"mg ").removesuffix(b"\r\n")
-        return _accel.NodeReader(self._pool, self._down, self._epoch, tail, flags, rest)
+        trust = None if guard is None else self._trusted()
+        return _accel.NodeReader(self._pool, self._down, self._epoch, tail, flags, rest, trust, guard)
+
+    def _read_rest(
+        self, keys: Sequence[bytes], connection: Connection[Wire], found: Any, epoch: int, known: Known | None
+    ) -> list[Any] | None:
+        """Return what a reader's replies mean, None if it may go better over another connection. Raises NodeError."""
+        try:
+            answers = _read_rest(keys, connection, found, epoch, known)
+        except NodeError as error:
+            self._broke(connection, error)
+            return None
+        except BaseException:
+            self._pool.discard(connection)
+            raise
+        self._pool.release(connection)
+        return answers
+
+    def _get_guarded(
+        self, asks: Sequence[Ask], begun: tuple[Known, Sequence[Any]] | None = None
+    ) -> list[Answer | NodeError]:
+        """Return an answer per ask, or its GuardError. Raises NodeError.
+
+        `begun`: they have been asked for under this record, which has brought the record as it is now, and answers.
+        """
+        batch = GuardedBatch(self._trusted(), asks)
+        if begun is not None:
+            batch.begin(begun[0])
+            self._give_back(batch.take(begun[1]))
+        while batch.begin():
+            self._give_back(batch.take(self._exchange(lambda c: batch.request(c.mark), batch.count, batch.read, None)))
+        return batch.answers
+
+    def _trusted(self) -> Trust:
+        if self.trust is None:
+            raise ValueError(f"memcached {self.name} is asked for guarded keys, and is not guarded")
+        return self.trust
+
+    def _give_back(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            self._give_up(lease)
 
     def _store(self, fills: Sequence[Fill]) -> list[Outcome]:
         """Store under each lease, all of which have a token, over one connection that may present them."""
         limit = self._dialer.item_size_max
-        fitting = [limit is None or len(f.lease.key) + len(f.body) + meta.ITEM_OVERHEAD <= limit for f in fills]
+        fitting = [limit is None or item_size(fill) <= limit for fill in fills]
 
         def build(connection: Connection[Wire]) -> bytes:
             now = partial(self._now, connection)
@@ -227,22 +269,39 @@ class MemcachedNode:
         with contextlib.suppress(NodeError):  # then it runs out by itself
             self.release(lease)
 
-    def _delete(self, keys: Sequence[bytes]) -> None:
-        self._exchange(lambda c: meta.delete_quietly(keys), QUIET, meta.read_acknowledgement, None)
+    def _invalidate(self, keys: Sequence[bytes], stale_for: float, guard_key: bytes | None = None) -> bytes | None:
+        """Invalidate what fits into one request; with a guard key return the record as it stands after that."""
+        for _ in range(meta.LOOKS if stale_for >= 1 else 0):
+            all_marked, record = self._mark_stale(keys, stale_for, guard_key)
+            if all_marked:
+                return record
+        return self._delete(keys, guard_key)
 
-    def _mark_stale(self, keys: Sequence[bytes], stale_for: float) -> None:
-        if not any(self._marked_stale(keys, stale_for) for _ in range(meta.LOOKS)):
-            self._delete(keys)
+    def _delete(self, keys: Sequence[bytes], guard_key: bytes | None) -> bytes | None:
+        def read(replies: list[Reply], epoch: int, born: int, context: None) -> bytes | None:
+            deleted, record = meta.split_record(replies, guard_key)
+            meta.read_acknowledgement(deleted, epoch, born, None)
+            return record
 
-    def _marked_stale(self, keys: Sequence[bytes], stale_for: float) -> bool:
-        """Mark what has not changed since it was looked at; tell whether that was everything."""
+        request = meta.then_record(meta.delete_quietly(keys), guard_key)
+        return self._exchange(lambda c: request, QUIET, read, None)
+
+    def _mark_stale(
+        self, keys: Sequence[bytes], stale_for: float, guard_key: bytes | None
+    ) -> tuple[bool, bytes | None]:
+        """Mark what has not changed since it was looked at; tell whether that was everything, and the record."""
         windows = self._exchange(lambda c: meta.look(keys), len(keys), meta.read_windows, stale_for)
         seen = list(zip(keys, windows, strict=True))
 
         def build(connection: Connection[Wire]) -> bytes:
-            return meta.mark_stale_quietly(seen, partial(self._now, connection), connection.mark)
+            marks = meta.mark_stale_quietly(seen, partial(self._now, connection), connection.mark)
+            return meta.then_record(marks, guard_key)
 
-        return self._exchange(build, QUIET, meta.read_marked, None)
+        def read(replies: list[Reply], epoch: int, born: int, context: None) -> tuple[bool, bytes | None]:
+            marked, record = meta.split_record(replies, guard_key)
+            return meta.read_marked(marked, epoch, born, None), record
+
+        return self._exchange(build, QUIET, read, None)
 
     def _now(self, connection: Connection[Wire]) -> int:
         """Return the server's time, asked over this connection when no recent answer holds for it. Raises NodeError."""
@@ -329,6 +388,9 @@ class MemcachedNode:
         try:
             with self._dialer.client() as client:
                 yield client
+        except GuardError:  # nothing is wrong with the node
+            self._down.answered()
+            raise
         except NodeError as error:
             self.errors.count(error)
             self._down.failed()
@@ -346,14 +408,38 @@ class MemcachedNode:
         return _pure.Wire(sock, self._timeout, _accel.parse_reply)
 
 
-def _read_rest(keys: Sequence[bytes], connection: Connection[Wire], found: Any, epoch: int) -> list[bytes | Answer]:
-    """Return the values of plain hits as they are, and what the other replies mean. Raises NodeError."""
+def _read_rest(
+    keys: Sequence[bytes], connection: Connection[Wire], found: Any, epoch: int, known: Known | None
+) -> list[Any]:
+    """Return the values of plain hits as they are, and what the other replies mean. Raises NodeError.
+
+    Of guarded requests the record comes first.
+    """
     if isinstance(found, NodeError):
         raise found
-    return [
-        one if type(one) is bytes else meta.read_answers([one], epoch, connection.epoch, [key])[0]
+    record: list[Any] = []
+    if known is not None:
+        first, *found = found
+        record = [known.raw if first is None else meta.record([first], epoch, connection.epoch, None)]
+    generation = known.generation if known is not None else 0
+    return record + [
+        one if type(one) is bytes else meta.read_answers([one], epoch, connection.epoch, [key], generation)[0]
         for key, one in zip(keys, found, strict=True)
     ]
+
+
+def _record(client: Client, guard_key: bytes) -> bytes | None:
+    """Return the guard record, over the connection of what is asked next."""
+    reply, _ = client.sock.ask(meta.read_record(guard_key), lambda data: _accel.parse_reply(data, 0))
+    return meta.record([reply], 0, 0, None)
+
+
+def only(answers: Sequence[Answer | NodeError]) -> Answer:
+    """Return the one answer there is. Raises it when it is a NodeError."""
+    [answer] = answers
+    if isinstance(answer, NodeError):
+        raise answer
+    return answer
 
 
 def size_of_ask(ask: Ask) -> int:
@@ -361,9 +447,20 @@ def size_of_ask(ask: Ask) -> int:
     return len(ask.key) + meta.REQUEST_OVERHEAD
 
 
+def size_of_key(key: bytes) -> int:
+    """Return the bytes that a request to invalidate has, at most."""
+    return len(key) + meta.REQUEST_OVERHEAD
+
+
 def batch_request(asks: Sequence[Ask]) -> Build:
     """Return what asks for all of them over a connection."""
     return lambda c: b"".join([meta.lease_get(ask.key, ask.lease_for, ask.refresh_ahead, c.mark()) for ask in asks])
+
+
+def item_size(fill: Fill) -> int:
+    """Return the bytes that the item has, which a server compares with its item_size_max."""
+    key = meta.on_the_wire(fill.lease.key, fill.lease.token) if fill.lease.token else fill.lease.key
+    return len(key) + len(fill.body) + meta.ITEM_OVERHEAD
 
 
 def store_request(fill: Fill, fits: bool, mark: bytes, now: Callable[[], int]) -> bytes:

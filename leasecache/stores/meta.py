@@ -75,6 +75,16 @@ def read_record(guard_key: bytes) -> bytes:
     return b"mg %b v\r\n" % guard_key
 
 
+def then_record(request: bytes, guard_key: bytes | None) -> bytes:
+    """Let quiet commands be followed by a read of the guard record, before their no-op; None = by nothing."""
+    return request if guard_key is None else request.removesuffix(NOOP) + read_record(guard_key) + NOOP
+
+
+def split_record(replies: Sequence[Reply], guard_key: bytes | None) -> tuple[Sequence[Reply], bytes | None]:
+    """Return the replies of the quiet commands, and the record behind them. Raises NodeError."""
+    return (replies, None) if guard_key is None else (replies[:-1], record(replies[-1:], 0, 0, None))
+
+
 def look(keys: Iterable[bytes]) -> bytes:
     """Ask for expiry and size of items without taking a lease or bumping them."""
     return b"".join([b"me %b\r\n" % key for key in keys])
@@ -173,6 +183,8 @@ def record(replies: Sequence[Reply], epoch: int, born: int, context: object) -> 
 
     Raises NodeError on an error reply.
     """
+    if not replies:
+        raise ProtocolError("no reply for the guard record")
     reply = replies[0]
     if reply.code not in (b"EN", b"VA"):
         raise _unexpected(reply)

@@ -8,6 +8,7 @@ import logging
 import secrets
 from dataclasses import replace
 
+from leasecache._accel import RecordState, TrustState
 from leasecache.errors import ConfigError, GuardError
 from leasecache.guard import NO_RUN, Record, guard_key
 from leasecache.lease import Answer, Hit, Lease
@@ -17,10 +18,10 @@ log = logging.getLogger("leasecache")
 ATTEMPTS = 3  # requests that another generation may cut across, before a call does without the node
 
 
-class Known:
+class Known(RecordState):
     """A guard record, and what requests under its generation begin with. Never changed."""
 
-    __slots__ = ("generation", "head", "marks", "prefix", "raw", "record", "reply")
+    __slots__ = ("generation", "raw", "record")
 
     def __init__(self, key: bytes, ring: bytes, raw: bytes, record: Record) -> None:
         """`key` is the record's on its node, `ring` the mark of the ring by which this client finds nodes."""
@@ -33,10 +34,12 @@ class Known:
         self.reply = b"VA %d\r\n%b\r\n" % (len(raw), raw)  # what it begins its answer with, if nothing has changed
 
 
-class Trust:
+class Trust(TrustState):
     """The guard record of one node, as this client sees it."""
 
-    __slots__ = ("_asked", "key", "known", "node", "ring")
+    __slots__ = ("_asked", "key", "node", "ring")
+
+    known: Known | None  # as read last; None = not yet, or there was none
 
     def __init__(self, namespace: str | None, ring: bytes, node: str) -> None:
         """`ring` is the mark of the ring by which this client finds nodes, `node` the name for messages."""
@@ -44,7 +47,7 @@ class Trust:
         self.ring = ring
         self.node = node
         self._asked = False
-        self.known: Known | None = None  # as read last; None = not yet, or there was none
+        self.known = None
 
     @property
     def state(self) -> str:
@@ -107,8 +110,8 @@ class Trust:
         return Lease(self.key, found.token), renewed.to_bytes(), left - 1  # the server's clock may tick in between
 
     def _tell(self, known: Known | None) -> None:
-        if known is None and self.known is not None:
-            log.warning("%s: its guard record is gone; guarded functions load without the cache", self.node)
+        if known is None and (self.known is not None or not self._asked):
+            log.warning("%s: no guard record; guarded functions load without the cache until there is one", self.node)
         elif known is not None and self.known is None and self._asked:
             log.info("%s: it has a guard record again", self.node)
 

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from leasecache import _accel
 from leasecache.errors import ProtocolError
-from tests.twins import TWINS, each_twin, outcome
+from leasecache.metrics import NodeStats
+from leasecache.stores.pool import EPOCH, Connection, Pool
+from leasecache.stores.probe import Probe
+from tests.twins import TWINS, USABLE, each_twin, outcome
 
 LINE_LIMIT = 2048
 
@@ -138,6 +142,65 @@ def test_wires_agree_on_hits(data: bytes, count: int) -> None:
     for call, arguments in (("hit", (77,)), ("hits", (count, 77)), ("exchange", (count,))):
         found = [answered(twin, call, data, *arguments) for twin in TWINS]
         assert found.count(found[0]) == len(found)
+
+
+RECORD = b"VA 6\r\nrecord\r\n"
+
+
+@st.composite
+def _record_and_more(draw: st.DrawFn) -> bytes:
+    """The record's reply, as expected or not quite, and what may be behind it."""
+    at = draw(st.integers(0, len(RECORD)))
+    cut = RECORD[:at] + draw(st.binary(max_size=1)) + RECORD[at + draw(st.integers(0, 1)) :]
+    return draw(st.sampled_from([RECORD, RECORD, cut]) | REPLIES) + draw(HITS)
+
+
+@given(data=_record_and_more(), count=st.integers(1, 3))
+@example(data=b"EN\r\nVA 1 c1 f77 t60\r\nx\r\n", count=1)
+@example(data=b"VA 6 c1 f77 t60\r\nrecord\r\nVA 1 c1 f77 t60\r\nx\r\n", count=1)
+@example(data=RECORD[:-1], count=1)
+def test_wires_agree_on_guarded_hits(data: bytes, count: int) -> None:
+    """Only a record that is as expected, byte for byte, is taken for it, and what is behind it is read as ever."""
+    found = [answered(twin, "guarded_hits", data, count, 77, RECORD) for twin in TWINS]
+    assert found.count(found[0]) == len(found)
+    expected = [answered(twin, "hits", data.removeprefix(RECORD), count, 77) for twin in TWINS[:1]]
+    if data.startswith(RECORD) and expected[0][0] == "returned":
+        assert found[0] == ("returned", [None, *expected[0][1]])
+    elif found[0][0] == "returned":
+        assert data.startswith(RECORD) == (found[0][1][0] is None)
+
+
+class _Rest:
+    """Takes what a reader found to be no plain hit."""
+
+    def __init__(self) -> None:
+        self.told: Any = None
+
+    def __call__(self, keys: Any, connection: Any, found: Any, epoch: int, known: Any) -> list[Any]:
+        error = isinstance(found, Exception)
+        self.told = (keys[0], (type(found), str(found)) if error else shown(found), epoch, known is not None)
+        return [None] * len(keys)
+
+
+@given(data=_record_and_more())
+@example(data=RECORD + b"VA 1 c1 f77 t60\r\nx\r\n")
+def test_guarded_readers_agree(data: bytes) -> None:
+    """A guarded reader of either kind gives the same values, and leaves the same to the long way."""
+    results = []
+    for twin in USABLE:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(data)
+            theirs.shutdown(socket.SHUT_WR)
+            pool: Pool[Any] = Pool(lambda twin=twin, ours=ours: Connection(twin.Wire(ours, 20.0), ours), 1, 1)  # type: ignore[misc]
+            pool.release(pool.acquire())
+            trust, known, rest = _accel.TrustState(), _accel.RecordState(), _Rest()
+            known.head, known.prefix, known.reply, known.marks = b"h", b"p", RECORD, frozenset([b"m"])
+            trust.known = known
+            read = twin.NodeReader(pool, Probe(NodeStats()), EPOCH, b"", 77, rest, trust, b"m")
+            found = read(b"k")
+            results.append((found, None if rest.told is None else (*rest.told[:2], rest.told[3])))
+    assert results.count(results[0]) == len(results)
 
 
 @each_twin

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from leasecache import _accel
-from leasecache.errors import ProtocolError
+from leasecache.errors import GuardError, ProtocolError
 from leasecache.metrics import NodeStats
 from leasecache.stores import pool
 from leasecache.stores.pool import Connection, Pool
@@ -49,10 +49,11 @@ class Rest:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.answer: Any = None
 
-    def __call__(self, keys: Any, connection: Any, found: Any, epoch: int) -> list[str]:
-        self.calls.append((list(keys), connection, found, epoch))
-        return [f"answer to {key.decode()}" for key in keys]
+    def __call__(self, keys: Any, connection: Any, found: Any, epoch: int, known: Any) -> list[Any]:
+        self.calls.append((list(keys), connection, found, epoch, known))
+        return [self.answer or f"answer to {key.decode()}" for key in keys]
 
 
 class Node:
@@ -65,6 +66,7 @@ class Node:
         self.epochs = _accel.EpochState()
         self.epochs.latest = 5
         self.rest = Rest()
+        self.trust: Any = None
         self.read = twin.NodeReader(self.pool, self.probe, self.epochs, TAIL, FLAGS, self.rest)
 
     def opened(self) -> Connection[Any]:
@@ -105,7 +107,7 @@ def test_no_idle_connection(node: Node) -> None:
     """Without an idle connection nothing is asked here."""
     assert node.read(b"key") == "answer to key"
     assert node.read.many([b"a", b"b"]) == ["answer to a", "answer to b"]
-    assert node.rest.calls == [([b"key"], None, None, 0), ([b"a", b"b"], None, None, 0)]
+    assert node.rest.calls == [([b"key"], None, None, 0, None), ([b"a", b"b"], None, None, 0, None)]
     assert node.peer.ends == []
 
 
@@ -115,7 +117,7 @@ def test_node_that_is_left_alone(node: Node) -> None:
     node.probe.failed()
     assert node.read(b"key") == "answer to key"
     assert node.read.many([b"key"]) == ["answer to key"]
-    assert [call[1:] for call in node.rest.calls] == [(None, None, 0)] * 2
+    assert [call[1:] for call in node.rest.calls] == [(None, None, 0, None)] * 2
 
 
 class Meanwhile:
@@ -148,7 +150,7 @@ def test_epoch_is_taken_before_sending(node: Node, many: bool) -> None:
         node.read.many([b"key"])
     else:
         node.read(b"key")
-    assert node.rest.calls == [([b"key"], connection, [reply], 5)]
+    assert node.rest.calls == [([b"key"], connection, [reply], 5, None)]
     assert node.pool.idle == []  # it is now for `rest` to give it back
 
 
@@ -193,7 +195,7 @@ def test_broken_connection(node: Node, many: bool) -> None:
     connection = node.opened()
     node.peer.says(b"nonsense\r\n")
     assert (node.read.many([b"key"])[0] if many else node.read(b"key")) == "answer to key"
-    [(keys, used, error, epoch)] = node.rest.calls
+    [(keys, used, error, epoch, _)] = node.rest.calls
     assert (keys, used, epoch) == ([b"key"], connection, 5)
     assert type(error) is ProtocolError
     assert node.pool.idle == []
@@ -234,7 +236,7 @@ def test_batch_of_both(node: Node) -> None:
     connection = node.opened()
     node.peer.says(PLAIN + WON + PLAIN)
     assert node.read.many([b"a", b"b", b"c"]) == ["answer to a", "answer to b", "answer to c"]
-    [(_, used, found, _)] = node.rest.calls
+    [(_, used, found, *_)] = node.rest.calls
     assert used is connection
     assert (found[0], found[1].won, found[2]) == (b"plain", True, b"plain")
 
@@ -271,3 +273,116 @@ def test_ring_reader(twin: Any) -> None:
         assert read(key) == (nodes.owner(key), key)
     with pytest.raises(ValueError, match="as many readers as nodes"):
         twin.RingReader(nodes, readers[:2])
+
+
+KNOWN = _accel.RecordState()
+KNOWN.head, KNOWN.prefix, KNOWN.marks = b"mg G v\r\nmg 05:", b"05:", frozenset([b"mark"])
+KNOWN.reply = b"VA 6\r\nrecord\r\n"
+
+
+@pytest.fixture
+def guarded(node: Node) -> Node:
+    """A node whose requests are guarded, and of whose record a reply is known."""
+    trust = _accel.TrustState()
+    trust.known = KNOWN
+    node.trust = trust
+    rest = node.rest
+    node.read = node.peer.twin.NodeReader(node.pool, node.probe, node.epochs, TAIL, FLAGS, rest, trust, b"mark")
+    return node
+
+
+def test_guarded_hit(guarded: Node) -> None:
+    """The record is read in front of the value, in the same write; if it is as known, the plain hit is its value."""
+    connection = guarded.opened()
+    guarded.peer.says(KNOWN.reply + PLAIN)
+    assert guarded.read(b"key") == b"plain"
+    assert guarded.peer.heard() == b"mg G v\r\nmg 05:key N10 c f t v\r\n"
+    guarded.peer.says(KNOWN.reply + PLAIN * 2)
+    assert guarded.read.many([b"a", b"b"]) == [b"plain", b"plain"]
+    assert guarded.peer.heard() == b"mg G v\r\nmg 05:a N10 c f t v\r\nmg 05:b N10 c f t v\r\n"
+    assert guarded.pool.idle == [connection]
+    assert guarded.rest.calls == []
+
+
+OTHER_RECORDS = {
+    "absent": b"EN\r\n",
+    "another": b"VA 6\r\nrecore\r\n",
+    "longer": b"VA 7\r\nrecord2\r\n",
+    "shorter": b"VA 5\r\nrecor\r\n",
+    "a stub": b"VA 0 Z\r\n\r\n",
+    "marked as stale": b"VA 6 X\r\nrecord\r\n",
+    "being written": b"VA 6 Z\r\nrecord\r\n",
+    "won by us": b"VA 6 W\r\nrecord\r\n",
+    "an error": b"SERVER_ERROR out of memory\r\n",
+    "printed otherwise": b"VA 06\r\nrecord\r\n",
+}
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("record", OTHER_RECORDS.values(), ids=OTHER_RECORDS.keys())
+def test_another_record(guarded: Node, record: bytes, many: bool) -> None:
+    """A value behind any other record is not given, however plain a hit it is. Guard: the memcmp of the record."""
+    connection = guarded.opened()
+    guarded.peer.says(record + PLAIN)
+    assert (guarded.read.many([b"key"])[0] if many else guarded.read(b"key")) == "answer to key"
+    [(keys, used, [first, value], epoch, known)] = guarded.rest.calls
+    assert (keys, used, value, epoch, known) == ([b"key"], connection, b"plain", 5, KNOWN)
+    assert shown(first) == shown(guarded.peer.twin.parse_reply(record, 0)[0])
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_guarded_lease(guarded: Node, many: bool) -> None:
+    """What is no plain hit goes to `rest` with the verdict that the record is as known."""
+    guarded.opened()
+    guarded.peer.says(KNOWN.reply + WON)
+    assert (guarded.read.many([b"key"])[0] if many else guarded.read(b"key")) == "answer to key"
+    [(_, _, [first, reply], _, known)] = guarded.rest.calls
+    assert (first, reply.won, known) == (None, True, KNOWN)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("known", [None, "another function's"])
+def test_nothing_to_ask_under(guarded: Node, known: str | None, many: bool) -> None:
+    """Nothing is asked without a record, or under one that lacks the function. Guard: the look at `marks`."""
+    connection = guarded.opened()
+    record = _accel.RecordState()
+    record.head, record.prefix, record.reply, record.marks = (
+        KNOWN.head,
+        KNOWN.prefix,
+        KNOWN.reply,
+        frozenset([b"other"]),
+    )
+    guarded.trust.known = record if known else None
+    assert (guarded.read.many([b"key"])[0] if many else guarded.read(b"key")) == "answer to key"
+    assert guarded.rest.calls[0][:2] == ([b"key"], None)
+    assert guarded.pool.idle == [connection]
+
+
+def test_unguarded_answer(guarded: Node) -> None:
+    """The guard's refusal is raised for one key, and stands in the place of each of many."""
+    error = GuardError("nobody vouches")
+    guarded.rest.answer = error
+    with pytest.raises(GuardError, match="nobody vouches"):
+        guarded.read(b"key")
+    assert guarded.read.many([b"a", b"b"]) == [error, error]
+
+
+def test_guarded_keys_of_a_ring(guarded: Node) -> None:
+    """The ring hashes the logical key: the generation is put in front by the owner's reader."""
+    nodes = [guarded.read, lambda key: b"the other's"]
+    twin_ring = ring(["a", "b"])
+    reader = guarded.peer.twin.RingReader(twin_ring, nodes)
+    keys = [b"key:%d" % i for i in range(20)]
+    guarded.opened()
+    for key in keys:
+        mine = twin_ring.owner(key) == 0
+        if mine:
+            guarded.peer.says(KNOWN.reply + PLAIN)
+        assert reader(key) == (b"plain" if mine else b"the other's")
+        if mine:
+            assert guarded.peer.heard() == b"mg G v\r\nmg 05:%b%b\r\n" % (key, TAIL)
+
+
+def shown(reply: Any) -> Any:
+    """Return a reply as a tuple, which can be compared."""
+    return reply and (reply.code, reply.value, bool(reply.won), bool(reply.stale), bool(reply.taken))
