@@ -248,7 +248,8 @@ class AsyncMemcachedNode:
 
         try:
             while batch.begin():
-                self.orphaned(used, batch.take(await self._exchange(build, batch.count, batch.read, None)))
+                found = await self._exchange(build, batch.count, batch.read, None)
+                self.orphaned(used, batch.take(found))
         except NodeError as error:
             batch.fail(error)
         except BaseException:
