@@ -7,6 +7,7 @@ from typing import NamedTuple
 WINDOW = 10  # s over which rates are taken
 SPAN, STEP = 900, 5  # s: the chart shows the last SPAN in steps
 TROUBLES = 20
+_TEXT = 500  # characters of a trouble that are kept
 _MARKS = 1024
 _MARK_EVERY = 0.005  # s
 
@@ -90,30 +91,30 @@ class Lag:
             return 0.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Trouble:
     """Something that went wrong, and how often in a row."""
 
     at: float  # Unix s, of the last time
     event: str
     text: str
-    times: int = 1
+    times: int
 
 
 class Troubles:
     """The last TROUBLES things that went wrong."""
 
     def __init__(self) -> None:
-        self._last: deque[Trouble] = deque(maxlen=TROUBLES)
+        self._last: dict[tuple[str, str], Trouble] = {}  # the latest last
 
     def note(self, at: float, event: str, text: str) -> None:
         """Note a trouble at `at` (Unix s); the same one again counts there."""
-        for known in self._last:
-            if (known.event, known.text) == (event, text):
-                known.at, known.times = at, known.times + 1
-                return
-        self._last.append(Trouble(at, event, text[:500]))
+        name = event, text[:_TEXT]
+        known = self._last.pop(name, None)
+        self._last[name] = Trouble(at, *name, times=1 if known is None else known.times + 1)
+        if len(self._last) > TROUBLES:
+            del self._last[next(iter(self._last))]
 
     def latest(self) -> list[Trouble]:
         """Return the troubles, the latest first."""
-        return sorted(self._last, key=lambda trouble: -trouble.at)
+        return list(self._last.values())[::-1]

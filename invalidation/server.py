@@ -58,7 +58,7 @@ class StatusServer:
         """Bind `address`; port 0 takes any. Raises ConfigError when it cannot be bound."""
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
-            self._listener = socket.create_server(address, family=family, backlog=MOST)
+            self._listener = socket.create_server(address, family=family, backlog=4 * MOST)
         except (OSError, OverflowError) as error:
             raise ConfigError(f"status.listen: cannot listen on {address[0]}:{address[1]}: {error}") from None
         host, port = self._listener.getsockname()[:2]

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 
@@ -16,12 +17,14 @@ from leasecache.invalidation.logs import event
 from leasecache.invalidation.lsn import format_lsn
 from leasecache.invalidation.state import JournalError, NodeState, ReaderState, State
 from leasecache.invalidation.stream import Loss, Touched, Transaction
+from leasecache.rules import Rule
 
 
 class Monitor:
     """Told by the daemon's loop what happens; read by the status server's thread."""
 
-    def __init__(self, nodes: Iterable[str] = ()) -> None:
+    def __init__(self, nodes: Iterable[str] = (), rules: Iterable[Rule] = ()) -> None:
+        """What is known of from the start is shown from the start, with zeros."""
         self.state = State(version=version("leasecache"), implementation=_accel.IMPL)
         self.figures = Figures()
         self._garbled = False
@@ -31,6 +34,9 @@ class Monitor:
         self._serve()
         for name in nodes:
             self._node(name)
+        for rule in rules:
+            table = f"{rule.schema}.{rule.table}"
+            self._count(Touched(table_rows=Counter({table: 0}), rule_keys=Counter({(rule.function, table): 0})), 0.0)
 
     def _serve(self) -> None:
         """Have gauges read the state when they are scraped: the loop turns too often to set them."""
@@ -100,15 +106,14 @@ class Monitor:
 
     def _count(self, touched: Touched, now: float) -> None:
         """Count rows and keys where they came from; the rules name so many tables and functions, and no more."""
-        state = self.state
         for table, rows in touched.table_rows.items():
             shown = self.figures.tables(table)
             self.figures.table_rows.labels(shown).inc(rows)
-            state.tables.setdefault(shown, Meter()).add(rows, now)
+            self.state.tables.setdefault(shown, Meter()).add(rows, now)
         for (function, table), keys in touched.rule_keys.items():
             rule = self.figures.rules(function), self.figures.tables(table)
             self.figures.rule_keys.labels(*rule).inc(keys)
-            state.rules.setdefault(rule, Meter()).add(keys, now)
+            self.state.rules.setdefault(rule, Meter()).add(keys, now)
 
     def _lost(self, loss: Loss, count: int, end_lsn: int) -> None:
         self.figures.losses.labels(loss.reason, self.figures.tables(loss.table)).inc(count)
