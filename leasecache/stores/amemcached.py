@@ -21,7 +21,8 @@ from leasecache.stores.dial import Tls
 from leasecache.stores.greeting import Credentials
 from leasecache.stores.guarding import GuardedBatch, Guarding
 from leasecache.stores.joined import Loop, joined
-from leasecache.stores.memcached import QUIET, NoEpoch, batch_request, chunks, store_request
+from leasecache.stores.memcached import batch_request, chunks, store_request
+from leasecache.stores.memcached_link import QUIET, NoEpoch
 from leasecache.stores.pool import EPOCH, NUMBERS
 from leasecache.stores.probe import Probe
 from leasecache.stores.shutdown import Shutdown

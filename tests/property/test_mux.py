@@ -13,7 +13,7 @@ from leasecache.guard import Record, ring_mark
 from leasecache.lease import Hit, Lease
 from leasecache.stores import meta
 from leasecache.stores.guarding import Guarding
-from leasecache.stores.memcached import QUIET
+from leasecache.stores.memcached_link import QUIET
 from leasecache.stores.trust import Trust
 from tests.twins import TWINS, each_twin
 
