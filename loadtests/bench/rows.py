@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from loadtests.bench import aio, batches, herd, hits, keys, memory_hits, redis_hits, rivals
+from loadtests.bench import aio, batches, herd, hits, keys, memory_hits, redis_hits, rivals, stream
 from loadtests.bench.instructions import INSTRUCTIONS, counted
 from loadtests.bench.row import OURS, Figure, Goal, Role, Row, Side
 from loadtests.bench.slices import TIME, timed
@@ -230,4 +230,43 @@ P7U = Row(
     per=len(aio.IDS),
 )
 
-ROWS = (P1, P1T, P1I, P2, P3, P4, P5, P6, P6K, P6S, P6R, P7, P7U)
+RECEIVER = "pg_recvlogical -f /dev/null"
+DRAINED = (
+    Figure(name=stream.TIME, unit="µs", floor=RECEIVER, goals=(Goal(at_most=1 / 0.9, of=(RECEIVER,)),)),
+    Figure(name=stream.CPU, unit="µs", floor=RECEIVER, goals=(Goal(at_most=1.0),)),
+)
+
+P8 = Row(
+    name="P8",
+    work="from the slot to acknowledged invalidation, transactions of 10,000 rows",
+    sides=(
+        floor(RECEIVER, stream.floor),
+        ours(stream.ours),
+        rival("psycopg2 read_message, doing nothing", stream.psycopg2),
+    ),
+    figures=DRAINED,
+    measure=stream.Draining(rows=500_000),
+)
+
+P8S = Row(
+    name="P8s",
+    work="the same, a transaction for each row",
+    sides=P8.sides,
+    figures=DRAINED,
+    measure=stream.Draining(rows=200_000, single=True),
+)
+
+NOTING = "a reader that only notes the time"
+P9 = Row(
+    name="P9",
+    work="from commit to invalid key, 2,000 transactions per second",
+    sides=(floor(NOTING, lambda: "minimal"), ours(lambda: "daemon")),
+    figures=(
+        Figure(name=stream.P50, unit="ms", floor=NOTING),
+        Figure(name=stream.P50_REST, unit="ms", floor=NOTING, goals=(Goal(at_most=1.3, of=(NOTING,)),)),
+        Figure(name=stream.P99, unit="ms", goals=(Goal(at_most=5),)),
+    ),
+    measure=stream.Following(),
+)
+
+ROWS = (P1, P1T, P1I, P2, P3, P4, P5, P6, P6K, P6S, P6R, P7, P7U, P8, P8S, P9)
