@@ -1,36 +1,77 @@
-"""The daemon's life: start or refuse, follow the source, reconnect, drain.
+"""The daemon's life: start or refuse, wait for the slot, follow the source, reconnect, recover what was lost, drain.
 
 Whatever ends a conversation with the source is followed by another one: the server repeats what was not acknowledged,
-and invalidating twice is harmless. Only lost changes (GapError) end the daemon, because no reconnect brings them
-back.
+and invalidating twice is harmless. When changes may have been lost the order of `recovery` is kept before the next
+conversation begins.
 """
 
 import logging
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from leasecache.errors import ConfigError, GapError, SourceError
-from leasecache.invalidation.dispatch import Dispatcher, Ring
+from leasecache.errors import ConfigError, GapError, LeasecacheError, SourceError
+from leasecache.invalidation.dispatch import Dispatcher, Ring, Terms
+from leasecache.invalidation.drift import Watch
+from leasecache.invalidation.finding import Finding
 from leasecache.invalidation.follow import Follower, Limits
-from leasecache.invalidation.gate import Gate, choose
 from leasecache.invalidation.logs import event
+from leasecache.invalidation.lsn import parse_lsn
+from leasecache.invalidation.readers import Readers
+from leasecache.invalidation.recovery import Budget, await_arrival, renew_slot
 from leasecache.invalidation.router import Router
 from leasecache.invalidation.settings import SourceSettings
-from leasecache.invalidation.source import Replication, SlotInUseError, redact
+from leasecache.invalidation.source import Replication, ask, connect, redact
 from leasecache.invalidation.status import Monitor
-from leasecache.invalidation.stream import Stream
+from leasecache.invalidation.stream import MOST_KEYS, Stream, status_update
+from leasecache.invalidation.tenure import Tenure
+from leasecache.rules import RuleSet
 
-SLOT_WAIT = 5.0  # s at start: the walsender of a predecessor that died may linger
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # s between attempts to reconnect
+SPARE_EVERY = 0.5  # s between two looks of a spare at the slot
 SILENCE_LEAST = 30.0  # s
 
-_INCARNATION = "select pg_postmaster_start_time()::text"
-_NODE = "select pg_is_in_recovery(), extract(epoch from current_setting('wal_sender_timeout')::interval)"
+_SERVER = "select pg_postmaster_start_time()::text"
+_TIMEOUT = "select extract(epoch from current_setting('wal_sender_timeout')::interval)"
+_SLOT = "select wal_status, confirmed_flush_lsn, active_pid from pg_replication_slots where slot_name = '{}'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the daemon does with changes: which keys they touch, who owns those, and what is promised for the nodes."""
+
+    router: Router
+    rules: RuleSet
+    rings: Sequence[Ring]
+    terms: Terms
+    drift_every: float = 30.0  # s between two looks at the catalogues
+    transaction_keys: int = MOST_KEYS  # of one transaction; more of them make a new generation
+
+
+class _Past:
+    """What was true of the source in the last conversation."""
+
+    def __init__(self) -> None:
+        self.needed = 0  # position that readers must show before anything is promised anew
+        self._system: str | None = None
+        self._timeline = 0
+
+    def differs(self, system: str, timeline: int, *, in_recovery: bool) -> str | None:
+        """Return why changes may have been lost, None if nothing says so; remember what is true now.
+
+        A standby that follows a new primary has another timeline, too, and has lost nothing.
+        """
+        before, self._system = self._system, system
+        moved, self._timeline = timeline != self._timeline, timeline
+        if before is None:
+            return None
+        if before != system:
+            return "the source is another database cluster than before"
+        return "the source is on another timeline than before" if moved and not in_recovery else None
 
 
 class _Session(NamedTuple):
@@ -41,21 +82,27 @@ class _Session(NamedTuple):
 class Daemon:
     """Follow one slot until told to stop."""
 
-    def __init__(
-        self, source: SourceSettings, router: Router, ring: Ring, monitor: Monitor, limits: Limits | None = None
-    ) -> None:
+    def __init__(self, source: SourceSettings, work: Work, monitor: Monitor, limits: Limits | None = None) -> None:
+        """Raises ConfigError when the journal's directory cannot be made."""
         self._source = source
-        self._router = router
+        self._work = work
         self._monitor = monitor
         self._limits = limits or Limits()
         self._stopping = False
         self._ear, self._bell = os.pipe()
         os.set_blocking(self._ear, False)
         os.set_blocking(self._bell, False)
-        self._dispatcher = Dispatcher(ring, monitor, self._ring)
+        self._readers = Readers(source, monitor, self._ring)
+        self._dispatcher = Dispatcher(
+            work.rings, work.rules, work.terms, monitor, self._ring, source.slot, lambda: self._readers.mark
+        )
+        self._watch = Watch(source.dsn, source.slot, source.publication, work.rules, self._ring, work.drift_every)
         self._session: _Session | None = None
-        self._system: str | None = None
-        self._gate = source.gate
+        self._past = _Past()
+        self._budget = Budget()
+        self._gap: str | None = None  # why changes may have been lost, and nothing has been done about it yet
+        self._gap_since = 0.0  # monotonic s
+        self._look = 0  # the look at the catalogues that the stream waits for
         self._delay = 0.0
         self._began = 0.0
 
@@ -65,26 +112,42 @@ class Daemon:
         self._ring()
 
     def run(self) -> None:
-        """Follow the source until `stop`. Raises ConfigError when it cannot start, GapError when changes are lost."""
+        """Follow the source until `stop`. Raises ConfigError when it cannot start, GapError when it gives up."""
+        self._watch.start()
         try:
-            self._session = self._start()
             while not self._stopping:
                 self._guarded(self._turn)
             self._guarded(self._finish)
         finally:
             self._close_session()
+            self._watch.close()
+            self._readers.close()
             self._dispatcher.close()
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except GapError:
-            raise
-        except SourceError as error:
+        except GapError as error:
+            self._note_gap(str(error))
             self._lost(str(error))
+        except SourceError as error:
+            if not self._began:
+                raise ConfigError(str(error)) from None  # it has never worked: somebody is there to read this
+            self._lost(str(error))
+        except LeasecacheError:
+            raise
         except Exception as error:  # the top loop: whatever it is, a new conversation repeats what was not acknowledged
             self._monitor.crashed(error)
             self._lost(f"unexpected {type(error).__name__}")
+
+    def _note_gap(self, reason: str, *, free: bool = False) -> None:
+        """Note that changes may have been lost: the next conversation begins with a recovery, `free` of the budget."""
+        if self._gap is not None:
+            return
+        if not free:
+            self._budget.spend(reason)
+        self._monitor.gap(reason)
+        self._gap, self._gap_since = reason, time.monotonic()
 
     def _turn(self) -> None:
         if self._session is None:
@@ -94,6 +157,30 @@ class Daemon:
         else:
             self._session.follower.turn(self._ear)
             self._hush()
+            self._look_out(self._session.follower)
+
+    def _look_out(self, follower: Follower) -> None:
+        """Hear what the catalogues say; changes that may not have been sent end the conversation."""
+        findings = self._watch.take()
+        if findings is not None:
+            self._monitor.drifted(findings)
+            self._dispatcher.serve(_served(self._work.rules, findings))
+        for loss in self._watch.losses():
+            self._past.needed = max(self._past.needed, loss.position)
+            self._note_gap(loss.reason, free=True)  # somebody changed the catalogue, and may do so often
+        if self._gap is not None:
+            raise SourceError(self._gap)
+        if follower.drift is not None:
+            self._await_look(follower, follower.drift)
+
+    def _await_look(self, follower: Follower, tag: str) -> None:
+        """Hold W at a command that may have changed the catalogues until they have been looked at."""
+        self._look = self._look or self._watch.ask()
+        if self._watch.finished < self._look:
+            return
+        self._look, follower.drift = 0, None
+        if "PUBLICATION" in tag:  # what was taken out may be back by now
+            self._note_gap(f"{tag} ran on the primary", free=True)
 
     def _lost(self, reason: str) -> None:
         lasted = self._session is not None and time.monotonic() - self._began > RETRY_MOST
@@ -107,51 +194,94 @@ class Daemon:
         complete = self._session.follower.drain(self._ear, self._hush)
         event(logging.INFO if complete else logging.WARNING, "stopped", drained=complete)
 
-    def _start(self) -> _Session | None:
-        deadline = time.monotonic() + SLOT_WAIT
-        while not self._stopping:
-            try:
-                return self._open()
-            except SlotInUseError as error:
-                if time.monotonic() > deadline:
-                    raise ConfigError(f"{error}; stop the other daemon, or give this one a slot of its own") from None
-                self._rest(RETRY_FIRST)
-            except SourceError as error:
-                raise ConfigError(str(error)) from None
-        return None
-
-    def _open(self) -> _Session:
+    def _open(self) -> _Session | None:
+        """Begin a conversation; None when told to stop meanwhile."""
         with ExitStack() as opened:
+            self._readers.open()
             replication = Replication(self._source.dsn)
             opened.callback(replication.close)
-            gate = Gate(self._source.dsn)
-            opened.callback(gate.close)
-            self._recognise(replication, gate)
-            (in_recovery, timeout), *_ = replication.query(_NODE)
-            name, why = choose(self._gate, in_recovery=in_recovery == "t")
+            system = self._recognise(replication)
+            if self._gap is not None:
+                renew_slot(self._source.dsn, self._source.slot)
+            if not self._await_slot(replication):
+                return None
+            sender_timeout = float(replication.query(_TIMEOUT)[0][0] or 0)
             replication.start(self._source.slot, self._source.publication)
-            self._gate = "auto"  # what the settings say held at the start; a standby may be promoted since
             self._began = time.monotonic()
-            self._dispatcher.restart()
-            self._monitor.connected(name, why, source=redact(self._source.dsn), slot=self._source.slot)
-            limits = _within(self._limits, float(timeout or 0))
-            stream = Stream(self._router)
-            follower = Follower(replication, gate, stream, self._dispatcher, self._monitor, limits)
+            confirmed = self._confirmed()  # from here on nobody else moves it
+            known = self._dispatcher.knows(system, confirmed)
+            if not self._arrive(replication, confirmed, known=known):
+                return None
+            self._dispatcher.begin(system, confirmed, time.monotonic(), known=known)
+            self._recover()
+            tenure = Tenure(self._source.dsn, self._source.slot, self._vouch)
+            opened.callback(tenure.close)
+            tenure.watch(replication.pid)
+            where = {"source": redact(self._source.dsn), "slot": self._source.slot}
+            self._monitor.connected(self._readers.gate, self._readers.why, **where)
+            limits = _within(self._limits, sender_timeout)
+            stream = Stream(self._work.router, self._work.transaction_keys)
+            follower = Follower(replication, self._readers, stream, self._dispatcher, self._monitor, limits)
             return _Session(follower, opened.pop_all())
 
-    def _recognise(self, replication: Replication, gate: Gate) -> None:
-        """Refuse a dsn that leads to several servers, and a server that is not the one of before."""
-        if replication.query(_INCARNATION)[0][0] != gate.query(_INCARNATION)[0][0]:
-            raise SourceError("the dsn leads to different servers; name one node, not a balancer")
-        system = replication.query("IDENTIFY_SYSTEM")[0][0]
-        if self._system not in (None, system):
-            raise GapError(
-                "the source is another database cluster than before; clear the cache, then restart the daemon"
-            )
-        self._system = system
+    def _recognise(self, replication: Replication) -> str:
+        """Return the cluster's identifier; another one, or another timeline, than before is a gap.
 
-    def _rest(self, seconds: float) -> None:
-        """Wait, while nodes are still told what they have to be told."""
+        Raises SourceError when the dsn leads to another server now than the readers' connection does.
+        """
+        ((server,),) = replication.query(_SERVER)
+        if server != self._readers.server:
+            raise SourceError("the dsn leads to different servers; name one node, not a balancer")
+        system, timeline, *_ = replication.query("IDENTIFY_SYSTEM")[0]
+        ((in_recovery,),) = replication.query("select pg_is_in_recovery()")
+        reason = self._past.differs(str(system), int(timeline or 0), in_recovery=in_recovery == "t")
+        if reason is not None:
+            self._note_gap(reason)
+        return str(system)
+
+    def _await_slot(self, replication: Replication) -> bool:
+        """Wait as a spare while another daemon has the slot; tell whether to go on. Raises GapError when it is gone."""
+        while True:
+            states = replication.query(_SLOT.format(self._source.slot))
+            if not states or states[0][0] == "lost":
+                raise GapError(f"slot {self._source.slot!r} {'has lost changes' if states else 'is gone'}")
+            if states[0][2] is None:
+                return True
+            self._monitor.standing_by(f"slot {self._source.slot!r} is in use by process {states[0][2]} of the server")
+            if not self._rest(SPARE_EVERY):
+                return False
+
+    def _confirmed(self) -> int:
+        with connect(self._source.dsn) as connection:
+            ((_, confirmed, _),) = ask(connection, _SLOT.format(self._source.slot))
+        return parse_lsn(str(confirmed))
+
+    def _arrive(self, replication: Replication, confirmed: int, *, known: bool) -> bool:
+        """Wait until readers are past what no change will be sent for, if that is in doubt; tell whether to go on."""
+        if known and self._gap is None:
+            return True
+        reads_source = self._source.gate != "replay"
+        dsns = [*([self._source.dsn] if reads_source else []), *self._source.readers]
+
+        def rest(seconds: float) -> bool:
+            replication.send(status_update(0, time.time()))  # that we are there, and acknowledge nothing
+            return self._rest(seconds)
+
+        return await_arrival(dsns, max(confirmed, self._past.needed), rest)
+
+    def _recover(self) -> None:
+        """After a gap: every node gets a new generation before anything is acknowledged."""
+        if self._gap is not None:
+            self._dispatcher.bump(self._gap)
+            self._monitor.recovered(time.monotonic() - self._gap_since)
+            self._gap, self._past.needed = None, 0
+
+    def _vouch(self, at: float) -> None:
+        self._dispatcher.vouch(at)
+        self._ring()
+
+    def _rest(self, seconds: float) -> bool:
+        """Wait, while nodes are still told what they have to be told; tell whether to go on."""
         deadline = time.monotonic() + seconds
         rung = select.poll()
         rung.register(self._ear, select.POLLIN)
@@ -159,6 +289,7 @@ class Daemon:
             rung.poll(min(left, RETRY_FIRST) * 1000)
             self._hush()
             self._dispatcher.step(time.monotonic())
+        return not self._stopping
 
     def _close_session(self) -> None:
         if self._session is not None:
@@ -172,6 +303,14 @@ class Daemon:
     def _hush(self) -> None:
         with suppress(BlockingIOError):
             os.read(self._ear, 4096)
+
+
+def _served(rules: RuleSet, findings: Sequence[Finding]) -> RuleSet:
+    """Return the rules whose changes arrive in spite of `findings`."""
+    fatal = [finding for finding in findings if finding.fatal]
+    broken = {finding.rule for finding in fatal}
+    kept = () if None in broken else tuple(rule for rule in rules.rules if rule.function not in broken)
+    return replace(rules, rules=kept)
 
 
 def _within(limits: Limits, sender_timeout: float) -> Limits:

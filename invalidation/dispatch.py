@@ -1,21 +1,22 @@
-"""Batched invalidation on every node at once, and the position up to which all of them have acknowledged.
+"""Invalidation on every node at once, and the position W up to which all of them have acknowledged.
 
-Each node has a mailbox: keys that wait, and one batch under way in a thread of its own. While a batch is under way
-further keys pile up and are de-duplicated, so a busy node gets large pipelines and an idle one gets a transaction at
-once. A node that fails keeps its keys and is tried again with back-off; the others go on. All bookkeeping is done by
-the caller's thread.
+Each node has a mailbox; the owners of a key, one per ring, get it. A node that fails keeps its keys and is tried again
+with back-off, or has them in its journal; the others go on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from leasecache.errors import NodeError
+from leasecache.guard import function_marks, guard_key
+from leasecache.invalidation.journal import MIB, Journal, JournalError, Position
+from leasecache.invalidation.keeper import Charter, Keeper, fresh_number
+from leasecache.invalidation.mailbox import Mailbox, Naming, Observer
+from leasecache.rules import RuleSet
 from leasecache.stores.base import Node
 
-BATCH_KEYS = 5_000  # per pipeline, so that one stays well within a node's time limit
-RETRY_FIRST, RETRY_MOST = 0.05, 1.0  # s
+VOUCHED_FOR = 10.0  # s after which it must be shown anew that the slot is ours
 
 
 class Ring(Protocol):
@@ -26,121 +27,57 @@ class Ring(Protocol):
         """Return every node."""
         ...
 
+    @property
+    def mark(self) -> bytes:
+        """Return what the guard record calls this ring."""
+        ...
+
     def node_for(self, key: bytes) -> Node:
         """Return the node that owns `key`."""
         ...
 
 
-class Observer(Protocol):
-    """Who wants to know how the nodes are doing."""
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How nodes are told and what is promised for them."""
 
-    def invalidated(self, node: str, keys: int) -> None:
-        """Note that a node has acknowledged `keys` keys."""
-        ...
-
-    def node_failed(self, node: str, error: NodeError) -> None:
-        """Note that a node has not acknowledged a batch."""
-        ...
-
-    def node_recovered(self, node: str) -> None:
-        """Note that a node answers again."""
-        ...
-
-
-class Mailbox:
-    """What one node still has to be told."""
-
-    def __init__(self, node: Node, wake: Callable[[], None]) -> None:
-        self.node = node
-        self.acknowledged = 0  # everything before this position is done
-        self._wake = wake
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"leasecache-{node.name}")
-        self._waiting: dict[bytes, float] = {}
-        self._waiting_position = 0
-        self._sending: dict[bytes, float] = {}
-        self._sending_position = 0
-        self._batch: dict[bytes, float] = {}
-        self._future: Future[None] | None = None
-        self._delay = 0.0  # s before the next attempt, 0 = the last one succeeded
-        self._retry_at = 0.0  # monotonic s
-
-    @property
-    def retry_at(self) -> float | None:
-        """Return when (monotonic s) a node that failed is to be tried again, None when there is nothing to retry."""
-        return self._retry_at if self._delay and self._future is None else None
-
-    def __len__(self) -> int:
-        """Return how many keys are not acknowledged."""
-        return len(self._waiting) + len(self._sending) + len(self._batch)
-
-    def put(self, key: bytes, stale_for: float) -> None:
-        """Add a key; of several wishes for one key the strictest holds."""
-        _add(self._waiting, key, stale_for)
-
-    def advance(self, position: int) -> None:
-        """Note that every key of the log before `position` has been put."""
-        self._waiting_position = max(self._waiting_position, position)
-        self._settle()
-
-    def step(self, now: float, observer: Observer) -> None:
-        """Collect a finished batch and begin the next one. Raises what a node raised, unless it is a NodeError."""
-        if self._future is not None and self._future.done():
-            self._collect(self._future, now, observer)
-        if self._future is None and now >= self._retry_at:
-            self._submit()
-
-    def _collect(self, future: "Future[None]", now: float, observer: Observer) -> None:
-        self._future = None
-        error = future.exception()
-        if error is None:
-            observer.invalidated(self.node.name, len(self._batch))
-            self._batch = {}
-            if self._delay:
-                self._delay = 0.0
-                observer.node_recovered(self.node.name)
-            self._settle()
-            return
-        for key, stale_for in self._batch.items():
-            _add(self._sending, key, stale_for)
-        self._batch = {}
-        self._delay = min(max(self._delay * 2, RETRY_FIRST), RETRY_MOST)
-        self._retry_at = now + self._delay
-        if not isinstance(error, NodeError):
-            raise error
-        observer.node_failed(self.node.name, error)
-
-    def _submit(self) -> None:
-        if not self._sending:
-            self._sending, self._waiting = self._waiting, {}
-            self._sending_position = self._waiting_position
-        if self._sending:
-            self._batch = {key: self._sending.pop(key) for key in list(islice(self._sending, BATCH_KEYS))}
-            self._future = self._pool.submit(_invalidate, self.node, self._batch)
-            self._future.add_done_callback(lambda _: self._wake())
-
-    def _settle(self) -> None:
-        if self._batch or self._sending:
-            return
-        settled = self._sending_position if self._waiting else self._waiting_position
-        self.acknowledged = max(self.acknowledged, settled)
-
-    def restart(self) -> None:
-        """Forget positions and keep keys: a new stream repeats the rest, perhaps on another timeline."""
-        self.acknowledged = self._waiting_position = self._sending_position = 0
-
-    def close(self) -> None:
-        """Stop the thread once its batch is over; nothing new is begun."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    naming: Naming
+    guard_ttl: float  # s, 0 = records do not run out, and no node is passed while it is away
+    journal: Path | None = None  # directory; None = no node is passed while it is away
+    journal_limit: int = 256  # MiB per node
 
 
 class Dispatcher:
     """The mailboxes of all nodes."""
 
-    def __init__(self, ring: Ring, observer: Observer, wake: Callable[[], None]) -> None:
-        self._ring = ring
+    def __init__(
+        self,
+        rings: Sequence[Ring],
+        rules: RuleSet,
+        terms: Terms,
+        observer: Observer,
+        wake: Callable[[], None],
+        slot: str = "",
+        readers: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """`readers` returns a number that is another one when a reader may have gone back in time, None = unknown.
+
+        Raises ConfigError when the journal's directory cannot be made.
+        """
+        self._rings = tuple(rings)
+        self._rules = rules
+        self._terms = terms
         self._observer = observer
-        self._mailboxes = {node.name: Mailbox(node, wake) for node in ring.nodes}
+        self._wake = wake
+        self._journal = _journal(terms, slot)
+        self._readers = readers
+        self._system = ""
+        self._reported = 0
+        self._vouched_until = 0.0  # monotonic s
         self._position = 0
+        self._mailboxes: dict[str, Mailbox] = {}
+        if self._journal is None:
+            self._open_mailboxes()
 
     @property
     def acknowledged(self) -> int:
@@ -148,13 +85,75 @@ class Dispatcher:
         return min((box.acknowledged for box in self._mailboxes.values()), default=self._position)
 
     def __len__(self) -> int:
-        """Return how many keys are not acknowledged."""
-        return sum(len(box) for box in self._mailboxes.values())
+        """Return how many keys are in memory and not acknowledged."""
+        return sum(map(len, self._mailboxes.values()))
 
-    def put(self, keys: Mapping[bytes, float]) -> None:
-        """Hand over the keys of a visible transaction, each with the seconds it may be served stale."""
-        for key, stale_for in keys.items():
-            self._mailboxes[self._ring.node_for(key).name].put(key, stale_for)
+    def knows(self, system: str, confirmed: int) -> bool:
+        """Tell whether nobody else can have moved the slot, confirmed up to a position, since we last reported.
+
+        Raises SourceError while another daemon uses the journal.
+        """
+        if self._mailboxes and self._system:
+            return system == self._system and confirmed <= self._reported
+        saved = None if self._journal is None else self._journal.open()
+        if saved is None or saved.readers is None or saved.readers != self._readers():
+            return False
+        return saved.system == system and confirmed <= saved.acknowledged
+
+    def begin(self, system: str, confirmed: int, now: float, *, known: bool) -> None:
+        """Begin a conversation over our slot, confirmed up to a position: everything behind it is repeated.
+
+        Keys that no node has acknowledged stay. Unless all is `known` since then, every node gets a new generation.
+        """
+        self._system, self._reported, self._position = system, confirmed, 0
+        if not self._mailboxes:
+            self._open_mailboxes(known=known)
+        tenure = fresh_number()
+        for box in self._mailboxes.values():
+            box.restart()
+            if box.keeper is not None:
+                box.keeper.begin(tenure, now, known=known)
+
+    def confirm(self) -> int:
+        """Return W to be reported, noted on disk before if there is a journal; the last one that was, if that fails."""
+        position = self.acknowledged
+        if self._journal is None or position <= self._reported:
+            self._reported = max(self._reported, position)
+            return self._reported
+        try:
+            self._journal.save(Position(self._system, position, self._readers()))
+            self._reported = position
+        except JournalError as error:
+            self._observer.journal_failed("*", error)
+        return self._reported
+
+    def put(self, keys: Mapping[bytes, float], explicit: Mapping[bytes, float] | None = None) -> None:
+        """Hand over keys of a visible transaction, each with the s it may be served stale.
+
+        `explicit` keys are those that the application has named, whatever functions they belong to.
+        """
+        for ring in self._rings:
+            if len(ring.nodes) == 1:
+                self._mailboxes[ring.nodes[0].name].put(keys)
+            else:
+                for node, owned in _owned(ring, keys).items():
+                    self._mailboxes[node].put(owned)
+            for node, owned in _owned(ring, explicit or {}).items():
+                self._mailboxes[node].put_explicit(owned)
+
+    def bump(self, reason: str) -> None:
+        """Let every node have a new generation before any position advanced from now on is acknowledged."""
+        self._observer.bumped(reason)
+        for box in self._mailboxes.values():
+            box.renew()
+
+    def serve(self, rules: RuleSet) -> None:
+        """Vouch for the functions of these rules only."""
+        if rules != self._rules:
+            self._rules = rules
+            for box in self._mailboxes.values():
+                if box.keeper is not None:
+                    box.keeper.charter = self._charter(box.node)
 
     def advance(self, position: int) -> None:
         """Note that the keys of every transaction before `position` have been put."""
@@ -162,37 +161,61 @@ class Dispatcher:
         for box in self._mailboxes.values():
             box.advance(position)
 
-    def restart(self) -> None:
-        """Start counting positions anew for a new stream; keys that no node has acknowledged stay."""
-        self._position = 0
-        for box in self._mailboxes.values():
-            box.restart()
+    def vouch(self, at: float) -> None:
+        """Note that the slot was ours at a time (monotonic s): records may be written for a while."""
+        self._vouched_until = max(self._vouched_until, at + VOUCHED_FOR)
 
     def step(self, now: float) -> None:
         """Collect what the nodes have answered and begin what can be begun. Call it whenever `wake` was called."""
+        vouched = now < self._vouched_until
         for box in self._mailboxes.values():
-            box.step(now, self._observer)
+            box.step(now, self._observer, vouched=vouched)
 
-    def next_retry(self, now: float) -> float | None:
-        """Return the seconds until a failed node is tried again, None when no node has failed."""
-        times = [at for box in self._mailboxes.values() if (at := box.retry_at) is not None]
+    def next_due(self, now: float) -> float | None:
+        """Return the seconds until `step` has something to do that no wake announces, None when there is nothing."""
+        vouched = now < self._vouched_until
+        times = [at for box in self._mailboxes.values() if (at := box.due_at(vouched)) is not None]
         return max(0.0, min(times) - now) if times else None
 
     def close(self) -> None:
-        """Stop every thread."""
+        """Stop every thread, and let another daemon have the journal."""
         for box in self._mailboxes.values():
             box.close()
+        if self._journal is not None:
+            self._journal.close()
+
+    def _open_mailboxes(self, *, known: bool = False) -> None:
+        for ring in self._rings:
+            for node in ring.nodes:
+                if node.name not in self._mailboxes:
+                    self._mailboxes[node.name] = self._open_mailbox(node, known)
+
+    def _open_mailbox(self, node: Node, known: bool) -> Mailbox:
+        journal = None if self._journal is None else self._journal.of(node.name)
+        keeper = None
+        if self._terms.naming.guarded:
+            keeper = Keeper(node, self._charter(node))
+            if known and journal is not None and journal.generation is not None and not journal.void:
+                keeper.generation = journal.generation
+        return Mailbox(node, self._wake, self._terms.naming, keeper, journal)
+
+    def _charter(self, node: Node) -> Charter:
+        return Charter(
+            key=guard_key(self._rules.namespace),
+            ttl=self._terms.guard_ttl,
+            rings=frozenset(ring.mark for ring in self._rings if node.name in {other.name for other in ring.nodes}),
+            rules=function_marks(self._rules.rules),
+        )
 
 
-def _invalidate(node: Node, batch: Mapping[bytes, float]) -> None:
-    groups: dict[float, list[bytes]] = {}
-    for key, stale_for in batch.items():
-        groups.setdefault(stale_for, []).append(key)
-    for stale_for, keys in groups.items():
-        node.invalidate(keys, stale_for)
+def _journal(terms: Terms, slot: str) -> Journal | None:
+    if terms.journal is None or not terms.guard_ttl:
+        return None
+    return Journal(terms.journal, slot, terms.journal_limit * MIB)
 
 
-def _add(keys: dict[bytes, float], key: bytes, stale_for: float) -> None:
-    known = keys.get(key)
-    if known is None or stale_for < known:
-        keys[key] = stale_for
+def _owned(ring: Ring, keys: Mapping[bytes, float]) -> dict[str, dict[bytes, float]]:
+    owned: dict[str, dict[bytes, float]] = {}
+    for key, stale_for in keys.items():
+        owned.setdefault(ring.node_for(key).name, {})[key] = stale_for
+    return owned

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from leasecache.errors import LeasecacheError
-from leasecache.invalidation.catalog import Catalog, Publication, Table, read_catalog
+from leasecache.invalidation.catalog import Catalog, Publication, Table
 from leasecache.invalidation.ddl import needed_columns
-from leasecache.invalidation.lint import Finding, lint
+from leasecache.invalidation.finding import Finding
+from leasecache.invalidation.lint import lint
 from leasecache.invalidation.logs import event
 from leasecache.invalidation.lsn import parse_lsn
 from leasecache.invalidation.source import Connection, ask, connect
+from leasecache.invalidation.survey import read_catalog
 from leasecache.rules import RuleSet
 
 Name: TypeAlias = tuple[str, str]  # schema, table
@@ -52,6 +54,7 @@ class Watch:
         self._every = every
         self._lock = threading.Condition()
         self._asked = self._closing = False
+        self._begun = self.finished = 0  # numbers of the look that began last, and of the last that succeeded
         self._findings: list[Finding] | None = None
         self._losses: list[Loss] = []
         self._taken: list[Finding] | None = None
@@ -64,11 +67,12 @@ class Watch:
         self._thread.start()
         return self
 
-    def ask(self) -> None:
-        """Ask for a look soon; one that is under way does not count."""
+    def ask(self) -> int:
+        """Ask for a look soon, one that is under way does not count; return the number that `finished` will reach."""
         with self._lock:
             self._asked = True
             self._lock.notify_all()
+            return self._begun + 1
 
     def take(self) -> list[Finding] | None:
         """Return what is wrong as of the last look, None when that is what was taken last."""
@@ -112,6 +116,7 @@ class Watch:
             self._lock.wait_for(lambda: self._closing, min(delay, PAUSE))
             self._lock.wait_for(lambda: self._closing or self._asked, max(delay - PAUSE, 0))
             self._asked = False
+            self._begun += 1
             return not self._closing
 
     def _look(self) -> None:
@@ -127,9 +132,8 @@ class Watch:
             self._before = catalog
             self._findings = findings
             self._losses += [Loss(reason, parse_lsn(position)) for reason in reasons]
-            news = findings != self._taken or self._losses
-        if news:
-            self._wake()
+            self.finished = self._begun
+        self._wake()
 
     def _compare(self, connection: Connection, before: Catalog, now: Catalog) -> Iterator[str]:
         yield from compare(before, now, self._rules)

@@ -5,19 +5,21 @@ and while nodes are away. When too much is pending the stream is not read, and t
 us in time.
 """
 
+import math
 import select
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 from leasecache.errors import SourceError
 from leasecache.invalidation.dispatch import Dispatcher
-from leasecache.invalidation.gate import Gate, View
+from leasecache.invalidation.gate import View
+from leasecache.invalidation.held import Held
+from leasecache.invalidation.readers import Readers
 from leasecache.invalidation.source import Replication
 from leasecache.invalidation.status import Monitor
-from leasecache.invalidation.stream import Drift, Garbage, Keepalive, Stream, Transaction, status_update
+from leasecache.invalidation.stream import Drift, Event, Garbage, Keepalive, Stream, Transaction, status_update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +31,10 @@ class Limits:
     silence: float = 120.0  # s without a frame after which the source is taken for dead, 0 = never
     gate_first: float = 0.001  # s until a gate that holds is asked again, doubling ...
     gate_most: float = 0.02  # ... up to this
+    gate_idle: float = 5.0  # s between questions while nothing is held: a network may lose a reader without a word
     pending: int = 500_000  # keys and transactions held before the stream is not read
     frames: int = 2_000  # read per turn
     drain: float = 10.0  # s to finish what is in flight when told to stop
-
-
-@dataclass(slots=True)
-class _Held:
-    """A transaction that waits for the gate, or a position that waits for those before it."""
-
-    position: int
-    transaction: Transaction | None
-    since: float  # monotonic s
 
 
 class Follower:
@@ -49,7 +43,7 @@ class Follower:
     def __init__(
         self,
         replication: Replication,
-        gate: Gate,
+        gate: Readers,
         stream: Stream,
         dispatcher: Dispatcher,
         monitor: Monitor,
@@ -61,9 +55,9 @@ class Follower:
         self._dispatcher = dispatcher
         self._monitor = monitor
         self._limits = limits
-        self._queue: deque[_Held] = deque()
-        self._held = self._held_keys = 0  # transactions that the gate holds, and their keys
-        self._asked_for = 0  # how many of the queue had been received when the gate was asked
+        self._held = Held()
+        self._asked_for = 0  # how many of those held had been received when the gate was asked
+        self._asked_at = 0.0
         self._gate_due = 0.0
         self._gate_delay = limits.gate_first
         self._unread = True  # libpq may have frames that the socket will not announce
@@ -77,7 +71,7 @@ class Follower:
     @property
     def idle(self) -> bool:
         """Whether nothing is held and every node has acknowledged everything."""
-        return not self._queue and not len(self._dispatcher)
+        return not len(self._held) and not len(self._dispatcher)
 
     def turn(self, wake: int, *, reading: bool = True) -> None:
         """Wait until something can be done, and do it. Raises SourceError when the conversation is over.
@@ -97,7 +91,7 @@ class Follower:
         self._report(time.monotonic())
 
     def _full(self) -> bool:
-        return len(self._queue) + self._held_keys + len(self._dispatcher) > self._limits.pending
+        return len(self._held) + self._held.keys + len(self._dispatcher) > self._limits.pending
 
     def _wait(self, wake: int, reading: bool) -> None:
         now = time.monotonic()
@@ -106,8 +100,8 @@ class Follower:
         events = (select.POLLIN if reading else 0) | (select.POLLOUT if self._replication.flush() else 0)
         if events:
             poll.register(self._replication.socket, events)
-        if self._gate.asked:
-            poll.register(self._gate.socket, select.POLLIN)
+        for socket in self._gate.sockets:  # also while nothing is asked: a reader that crashes ends the connection
+            poll.register(socket, select.POLLIN)
         poll.poll(max(0.0, self._next_due(now, reading) - now) * 1000)
 
     def _next_due(self, now: float, reading: bool) -> float:
@@ -115,10 +109,16 @@ class Follower:
             return now
         progress = self._dispatcher.acknowledged > self._reported
         due = self._reported_at + (self._limits.acknowledge_every if progress else self._limits.status_every)
-        if self._queue and not self._gate.asked:
-            due = min(due, self._gate_due)
-        retry = self._dispatcher.next_retry(now)
-        return due if retry is None else min(due, now + retry)
+        due = min(due, self._next_question())
+        node = self._dispatcher.next_due(now)
+        return due if node is None else min(due, now + node)
+
+    def _next_question(self) -> float:
+        """Return when (monotonic s) the gate is to be asked, or a reader that is away to be tried, if none comes."""
+        if self._gate.asked:
+            return math.inf if self._gate.due is None else self._gate.due
+        waiting = len(self._held) or self._gate.doubtful
+        return self._gate_due if waiting else self._asked_at + self._limits.gate_idle
 
     def _read(self, now: float) -> None:
         frames = self._replication.read(self._limits.frames)
@@ -127,74 +127,82 @@ class Follower:
             self._heard_at = now
         elif self._limits.silence and now - self._heard_at > self._limits.silence:
             raise SourceError(f"the source has been silent for {now - self._heard_at:.0f} s")
-        for frame in frames:
-            self._take(frame, now)
-
-    def _take(self, frame: bytes, now: float) -> None:
         try:
-            arrived = self._stream.receive(frame)
+            events = self._stream.feed(frames)
         except SourceError:
             self._monitor.decode_failed()
             raise
-        if isinstance(arrived, Keepalive):
-            self._reply = self._reply or arrived.reply_requested
-            if not self._stream.in_transaction:
-                self._reach(arrived.wal_end, now)
-        elif isinstance(arrived, Garbage):
-            self._monitor.garbled(arrived.reason)
-        elif isinstance(arrived, Drift):
-            self.drift = arrived.tag
-        elif arrived is not None:
-            self._monitor.received(arrived)
-            if arrived.touched:
-                self._hold(arrived, now)
+        for event in events:
+            self._take(event, now)
+
+    def _take(self, event: Event, now: float) -> None:
+        if isinstance(event, Keepalive):
+            self._reply = self._reply or event.reply_requested
+            if not event.within:
+                self._reach(event.wal_end, now)
+        elif isinstance(event, Garbage):
+            self._monitor.garbled(event.reason)
+        elif isinstance(event, Drift):
+            self.drift = event.tag
+        else:
+            self._monitor.received(event)
+            if event.touched:
+                self._hold(event, now)
             else:
-                self._reach(arrived.end_lsn, now)
+                self._reach(event.end_lsn, now)
 
     def _hold(self, transaction: Transaction, now: float) -> None:
-        self._queue.append(_Held(transaction.end_lsn, transaction, now))
-        self._held += 1
-        self._held_keys += len(transaction.touched)
+        self._held.add(transaction, now)
         self._gate_due = now
 
     def _reach(self, position: int, now: float) -> None:
         """Note that nothing before `position` is still to come."""
-        if not self._queue:
-            self._dispatcher.advance(position)
-        elif self._queue[-1].transaction is None:
-            self._queue[-1].position = position
+        if len(self._held) or self._gate.doubtful or self.drift is not None:
+            self._held.reach(position, now)
         else:
-            self._queue.append(_Held(position, None, now))
+            self._dispatcher.advance(position)
 
     def _pass_gate(self, now: float) -> None:
-        if self._gate.asked:
-            view = self._gate.answer()
-            if view is not None:
-                self._release(view, now)
-        if self._queue and not self._gate.asked and now >= self._gate_due:
+        view = self._gate.answer()
+        if view is not None:
+            self._release(view, now)
+        if not self._gate.asked and now >= self._next_question():
             self._gate.ask()
-            self._asked_for = len(self._queue)
+            self._asked_for, self._asked_at = len(self._held), now
+        self._monitor.gate_held(self._held.since, self._held.transactions)
 
     def _release(self, view: View, now: float) -> None:
         self._monitor.gate_answered(view)
-        if len(self._queue) == self._asked_for:
+        if len(self._held) == self._asked_for:
             self._gate_due = now + self._gate_delay  # else some have arrived since, and are due at once
         released = 0
-        for held in islice(self._queue, self._asked_for):
-            if held.transaction is not None and view.shows(held.transaction.xid):
-                self._dispatch(held.transaction, now - held.since)
-                held.transaction = None
+        if self._relied_upon(view):
+            for transaction, since in self._held.release(view, self._asked_for):
+                self._dispatch(transaction, now - since)
                 released += 1
-        # A transaction may become visible before an earlier one; its keys go, the position waits for the prefix.
-        while self._queue and self._queue[0].transaction is None:
-            self._dispatcher.advance(self._queue.popleft().position)
-        self._gate_delay = self._limits.gate_first if released else min(self._gate_delay * 2, self._limits.gate_most)
-        self._monitor.gate_held(self._queue[0].since if self._queue else None, self._held)
+            position = self._held.settle()
+            if position is not None:
+                self._dispatcher.advance(position)
+        again = released or not len(self._held)
+        self._gate_delay = self._limits.gate_first if again else min(self._gate_delay * 2, self._limits.gate_most)
+
+    def _relied_upon(self, view: View) -> bool:
+        """Whether the view counts. After a reader went back in time new generations come first.
+
+        And before those every reader must show whatever was released: who reads earlier, reads an older state, and
+        must store it under the old generation, where nobody looks any more.
+        """
+        if view.rewound is None:
+            return True
+        if not view.reaches(self._gate.released):
+            return False
+        self._dispatcher.bump(view.rewound)
+        self._gate.trust()
+        return True
 
     def _dispatch(self, transaction: Transaction, waited: float) -> None:
-        self._held -= 1
         touched = transaction.touched
-        self._held_keys -= len(touched)
+        self._gate.released = max(self._gate.released, transaction.end_lsn)
         self._dispatcher.put(touched.keys, touched.explicit)
         if touched.everything is not None:
             self._dispatcher.bump(touched.everything)
@@ -217,7 +225,7 @@ class Follower:
 
     def report(self, *, reply_requested: bool = False) -> None:
         """Acknowledge W to the source now."""
-        self._reported = self._dispatcher.acknowledged
+        self._reported = self._dispatcher.confirm()
         self._reported_at = time.monotonic()
         self._reply = False
         self._replication.send(status_update(self._reported, time.time(), reply_requested=reply_requested))

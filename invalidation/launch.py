@@ -23,8 +23,9 @@ from leasecache.invalidation.status import Monitor
 def run_daemon(path: Path | None) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises ConfigError when it cannot start, GapError on lost changes."""
     settings, rules, router, stores = read_configuration(path)
-    monitor = Monitor([node.name for store in stores for node in store.nodes], rules.rules)
     terms = _terms(settings)
+    nodes = [node.name for store in stores for node in store.nodes]
+    monitor = Monitor(nodes, rules.rules, all_guarded=not terms.naming.unguarded)
     work = Work(
         router=router,
         rules=rules,

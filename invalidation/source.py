@@ -24,6 +24,7 @@ _FIXES = (  # what libpq says → what is wrong and what to do
     ("failed to resolve host", "the host name is unknown; check the dsn"),
     ("no password supplied", "a password is needed; put it into the dsn, ~/.pgpass or PGPASSWORD"),
     ("password authentication failed", "the password is wrong; check the dsn, ~/.pgpass or PGPASSWORD"),
+    ("due to lock timeout", "a table is locked by somebody else; try again later"),
     ("no pg_hba.conf entry", "the server's pg_hba.conf does not admit this user; add an entry"),
 )
 _IN_USE = "55006"  # SQLSTATE object_in_use
@@ -41,6 +42,16 @@ def redact(dsn: str) -> str:
         return "(unreadable dsn)"
     shown = ("host", "hostaddr", "port", "dbname", "user")
     return " ".join(f"{name}={parts[name]}" for name in shown if parts.get(name)) or "(local defaults)"
+
+
+def address(dsn: str) -> str:
+    """Return host and port of a readable `dsn`, the short name of a node."""
+    try:
+        parts = conninfo.conninfo_to_dict(dsn)
+    except psycopg.Error:
+        return "(unreadable dsn)"
+    host = parts.get("host") or parts.get("hostaddr") or "localhost"
+    return f"{host}:{parts.get('port') or 5432}"
 
 
 def readdressed(dsn: str, *, host: str, port: int) -> str:
@@ -132,6 +143,11 @@ class Replication:
             return self._pq.exec_(command.encode())
         except psycopg.Error as error:
             raise SourceError(f"the stream broke: {_reason(error)}") from None
+
+    @property
+    def pid(self) -> int:
+        """The server's process at the other end."""
+        return self._pq.backend_pid
 
     @property
     def socket(self) -> int:

@@ -23,8 +23,12 @@ from leasecache.rules import Rule
 class Monitor:
     """Told by the daemon's loop what happens; read by the status server's thread."""
 
-    def __init__(self, nodes: Iterable[str] = (), rules: Iterable[Rule] = ()) -> None:
-        """What is known of from the start is shown from the start, with zeros."""
+    def __init__(self, nodes: Iterable[str] = (), rules: Iterable[Rule] = (), *, all_guarded: bool = False) -> None:
+        """What is known of from the start is shown from the start, with zeros.
+
+        `all_guarded`: no client goes without the guard, so that a new generation makes up for keys that are not known.
+        """
+        self._all_guarded = all_guarded
         self.state = State(version=version("leasecache"), implementation=_accel.IMPL)
         self.figures = Figures()
         self._garbled = False
@@ -117,13 +121,14 @@ class Monitor:
 
     def _lost(self, loss: Loss, count: int, end_lsn: int) -> None:
         self.figures.losses.labels(loss.reason, self.figures.tables(loss.table)).inc(count)
-        guarded = any(node.guard is not None for node in list(self.state.nodes.values()))  # a new generation makes up
         if loss not in self._loss_told:
             self._loss_told.add(loss)
-            level, then = (logging.WARNING, "") if guarded else (logging.ERROR, f"; {readiness.FIXES['unserved']}")
+            level, then = (
+                (logging.WARNING, "") if self._all_guarded else (logging.ERROR, f"; {readiness.FIXES['unserved']}")
+            )
             fix = readiness.loss_text(loss.reason) + then
             self._trouble(level, "unserved", fix, **loss._asdict(), lsn=format_lsn(end_lsn), fix=fix)
-        if not guarded:
+        if not self._all_guarded:
             self.state.losses[loss] += count
 
     def gate_answered(self, view: View) -> None:

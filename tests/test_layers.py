@@ -32,6 +32,7 @@ LAYERS: dict[str, list[str]] = {
         *("keys", "codecs", "lease", "guard", "signature", "messages"),
         *(f"stores.{name}" for name in ("meta", "classic", "greeting", "ring", "redis_scripts", "redis_wire")),
         *(f"invalidation.{name}" for name in ("wire", "pgoutput", "stream", "walker", "_pgoutput", "_pure_pgoutput")),
+        *("invalidation.gate", "invalidation.held"),
         *(f"invalidation.{name}" for name in ("history", "markup", "quantities", "chart", "look")),
     ],
     "3 waiting": [
@@ -46,12 +47,16 @@ LAYERS: dict[str, list[str]] = {
     "D daemon": [
         "invalidation",
         *(f"invalidation.{name}" for name in ("settings", "logs", "source", "catalog", "ddl", "lint", "router")),
-        *(f"invalidation.{name}" for name in ("gate", "reader", "readers", "held", "dispatch", "follow", "status", "server", "daemon", "launch")),
+        *(
+            f"invalidation.{name}"
+            for name in ("reader", "readers", "dispatch", "follow", "status", "server", "daemon", "launch")
+        ),
         *(f"invalidation.{name}" for name in ("figures", "state", "readiness", "summary", "answers", "page")),
         *(
             f"invalidation.{name}"
-            for name in ("triggers", "drift", "finding", "fitness", "configuration", "inspection")
+            for name in ("survey", "triggers", "drift", "finding", "fitness", "configuration", "inspection")
         ),
+        *(f"invalidation.{name}" for name in ("mailbox", "keeper", "journal", "tenure", "recovery")),
         "invalidation.__main__",
     ],
     "8 command line": ["cli", "__main__", "commands", "commands.*"],
@@ -72,7 +77,7 @@ THIRD_PARTY: dict[str, list[str]] = {
         "graph",
         "commands.counting",
         "lab.*",
-        *(f"invalidation.{n}" for n in ("source", "gate", "ddl", "lint")),
+        *(f"invalidation.{n}" for n in ("source", "reader", "ddl", "lint")),
     ],
     "prometheus_client": ["invalidation.figures", "invalidation.answers", "prometheus"],
     "tomli": ["invalidation.settings"],

@@ -82,6 +82,7 @@ class Store(Protocol):
 
     namespace: str | None
     guarded: bool  # an invalidation daemon vouches for its nodes
+    mark: bytes  # of its ring, as guard records name it
 
     @property
     def nodes(self) -> Sequence[Node]: ...

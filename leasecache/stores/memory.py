@@ -25,6 +25,7 @@ class MemoryStore:
 
     name = "memory"
     guarded = False
+    mark = b""
     trust = None
 
     def __init__(

@@ -14,6 +14,7 @@ class NullStore:
 
     name = "null"
     guarded = False
+    mark = b""
     trust = None
 
     def __init__(self, namespace: str | None = None) -> None:

@@ -36,9 +36,9 @@ class RoutedStore:
         self.guarded = guarded
         names = [node.name for node in nodes]
         self._ring = ring(names, weights)
-        mark = ring_mark(names, weights)
+        self.mark = ring_mark(names, weights)
         for node in nodes:
-            node.trust = Trust(namespace, mark, node.name) if guarded else None
+            node.trust = Trust(namespace, self.mark, node.name) if guarded else None
 
     def node_for(self, key: bytes) -> LeaseNode:
         """Return the node that owns `key`."""

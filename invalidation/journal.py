@@ -1,0 +1,236 @@
+"""What nodes could not be told, on disk, so that the source need not keep its log for them.
+
+A directory for one slot: `position` holds the last W that was reported, and each node has a file of lines: `g` its
+generation, `k` a key, `v` everything is void. A key is in the file, and the file on disk, before W passes it. A line
+cut off by a crash was never counted on; anything else that cannot be read makes the node's generation void.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+from urllib.parse import quote
+
+from leasecache.errors import ConfigError, SourceError
+from leasecache.keys import check_key
+
+MIB = 2**20
+
+
+class JournalError(Exception):
+    """The journal cannot be written: the disk is full, or the directory is gone."""
+
+
+class Position(NamedTuple):
+    """What was last reported to the source."""
+
+    system: str  # the cluster's identifier
+    acknowledged: int
+    readers: int | None  # another number when a reader may have gone back in time since, None = unknown
+
+
+class Entries(NamedTuple):
+    """Some keys of a node's journal, and where the next ones stand."""
+
+    keys: list[bytes]
+    end: int  # bytes
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Journal:
+    """The directory of one slot; one process at a time."""
+
+    def __init__(self, directory: Path, slot: str, limit: int) -> None:
+        """`limit` is in bytes and per node. Raises ConfigError when the directory cannot be made."""
+        self._directory = directory / slot
+        self._limit = limit
+        self._lock: IO[bytes] | None = None
+        self._saved: Position | None = None
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"journal.directory: cannot make {self._directory}: {error.strerror}") from None
+
+    def open(self) -> Position | None:
+        """Return what was last reported, None if nothing was. Raises SourceError while another process has it open."""
+        if self._lock is None:
+            lock = (self._directory / "lock").open("wb")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
+                raise SourceError(f"another daemon has the journal {self._directory} open") from None
+            self._lock = lock
+        self._saved = self._read_position()
+        return self._saved
+
+    def save(self, position: Position) -> None:
+        """Note what is about to be reported. Raises JournalError."""
+        if position != self._saved:
+            replace_file(self._directory / "position", json.dumps(position._asdict()).encode())
+            self._saved = position
+
+    def of(self, node: str) -> "NodeJournal":
+        """Return the journal of a node. Raises JournalError."""
+        return NodeJournal(self._directory / f"{quote(node, safe='')}.journal", self._limit)
+
+    def close(self) -> None:
+        """Let another process have it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _read_position(self) -> Position | None:
+        try:
+            found = json.loads((self._directory / "position").read_bytes())
+            return Position(str(found["system"]), int(found["acknowledged"]), found["readers"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+class NodeJournal:
+    """The keys that one node has missed, oldest first."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        """Read what an earlier process has left. Raises JournalError."""
+        self.generation: int | None = None  # that guarded keys had when the node was last told everything
+        self.void = False  # the generation is of no use any more
+        self.size = 0  # bytes on disk
+        self._path = path
+        self._limit = limit
+        self._count = 0
+        self._begin = 0  # bytes: where the first key that is left stands
+        self._unwritten: list[bytes] = []
+        with _as_journal_error(path):
+            path.touch()
+            self._load()
+            self._file = path.open("ab", buffering=0)
+
+    def __len__(self) -> int:
+        """Return how many keys the node has missed."""
+        return self._count
+
+    def append(self, keys: Iterable[bytes], *, void: bool) -> None:
+        """Add keys; `void`: the node shall have a new generation when it is back."""
+        lines = [b"k %b\n" % key for key in keys]
+        if void or self.void or self.size + sum(map(len, lines)) > self._limit:
+            lines = [] if self.void else [b"v\n"]
+            self.void, self._count = True, 0
+        self._unwritten += lines
+        self._count += sum(line[:1] == b"k" for line in lines)
+
+    def sync(self) -> None:
+        """Bring everything appended to disk; returns when it is there. Raises JournalError."""
+        if not self._unwritten:
+            return
+        with _as_journal_error(self._path):
+            if self.void:
+                self._rewrite()
+                return
+            data = b"".join(self._unwritten)
+            try:
+                write_all(self._file.fileno(), data)
+                os.fsync(self._file.fileno())
+            except OSError:
+                os.truncate(self._path, self.size)  # half a line would make the rest unreadable
+                raise
+            self.size += len(data)
+        self._unwritten = []
+
+    def entries(self, most: int) -> Entries:
+        """Return the oldest keys, `most` of them at most."""
+        keys: list[bytes] = []
+        with self._path.open("rb") as file:
+            file.seek(self._begin)
+            while len(keys) < most and (line := file.readline()):
+                if line[:1] == b"k":
+                    keys.append(line[2:-1])
+            return Entries(keys, file.tell())
+
+    def drop(self, entries: Entries) -> None:
+        """Forget keys that the node has been told. Raises JournalError."""
+        self._begin = entries.end
+        self._count = max(0, self._count - len(entries))
+        if not self._count:
+            with _as_journal_error(self._path):
+                self._rewrite()
+
+    def keep(self, generation: int) -> None:
+        """Note that the node has been told everything under this generation. Raises JournalError."""
+        if generation != self.generation or self.void:
+            self.generation, self.void, self._count = generation, False, 0
+            with _as_journal_error(self._path):
+                self._rewrite()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _rewrite(self) -> None:
+        """Leave only the generation, and whether it is void."""
+        lines = [] if self.generation is None else [b"g %016x\n" % self.generation]
+        data = b"".join([*lines, *([b"v\n"] if self.void else [])])
+        replace_file(self._path, data)
+        self._file.close()
+        self._file = self._path.open("ab", buffering=0)
+        self.size = self._begin = len(data)
+        self._unwritten = []
+
+    def _load(self) -> None:
+        data = self._path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]  # what follows was cut off by a crash
+        if whole != data:
+            os.truncate(self._path, len(whole))
+        self.size = len(whole)
+        for line in whole.splitlines():
+            self._read(line)
+        if self.void:
+            self._count = 0
+
+    def _read(self, line: bytes) -> None:
+        try:
+            kind, _, rest = line.partition(b" ")
+            if kind == b"k":
+                check_key(rest)
+                self._count += 1
+            elif kind == b"g":
+                self.generation = int(rest, 16)
+            else:
+                self.void = True
+        except ValueError:
+            self.void = True
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write `data` to a file, which may take it in pieces. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` where `path` is, so that a crash leaves either the old or the new file. Raises JournalError."""
+    with _as_journal_error(path):
+        temporary = path.with_suffix(".new")
+        with temporary.open("wb", buffering=0) as file:
+            write_all(file.fileno(), data)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def _as_journal_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise JournalError(f"cannot write the journal {path}: {error.strerror or error}") from None

@@ -1,0 +1,138 @@
+"""The guard record of one node: reading what stands there, deciding on the generation, writing it by compare-and-set.
+
+Never an unconditional write: one that arrives late would revive old values. A node that is known to have been told
+everything keeps its generation, or the one that somebody has given it since; whatever cannot be known gets a new one,
+under which nothing has been stored yet.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from leasecache.errors import NodeError
+from leasecache.guard import RECORD_FLAGS, Record
+from leasecache.lease import Hit, Lease, Stale, Stored, Token, Wait
+
+STUB_FOR = 10.0  # s that a node keeps the place of a record that is about to be written
+ATTEMPTS = 5  # at a record that others write meanwhile
+RENEWALS = 4  # within the life of a record ...
+RENEWED_AFTER = 15.0  # s at most, to notice soon that a node has lost it
+FOREVER = 30 * 86_400.0  # s
+SUCCESSOR_WAIT = 10.0  # s for which a predecessor may still believe that it holds the slot
+CLOCK_SLACK = 1.1  # how much slower than ours a node's clock may run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charter:
+    """What the records of one node say, and for how long."""
+
+    key: bytes
+    ttl: float  # s, 0 = until the node loses it
+    rings: frozenset[bytes]
+    rules: frozenset[bytes]
+
+
+class _Standing(NamedTuple):
+    """What stands under the guard key, and the token that a write has to present."""
+
+    token: Token | None
+    record: Record | None
+
+
+class Keeper:
+    """Keeps one node's record; `write` runs in the node's thread, all else in the daemon's."""
+
+    def __init__(self, node: Any, charter: Charter) -> None:
+        self.generation: int | None = None  # what guarded keys carry; None = not known yet
+        self.sent_at = 0.0  # monotonic s when a record was last sent, by us or by a predecessor
+        self.key = charter.key
+        self._node = node
+        self._charter = charter
+        self._life = charter.ttl or FOREVER
+        self._tenure = 0
+        self._run: str | None = None
+        self._renew_at = 0.0  # monotonic s
+
+    def begin(self, tenure: int, now: float, *, known: bool) -> None:
+        """Begin a tenure of the slot; `known`: nobody else has moved the slot since what we know was true."""
+        self._tenure = tenure
+        self._renew_at = now
+        if not known:
+            self.generation = None
+            self.sent_at = max(self.sent_at, now + SUCCESSOR_WAIT)
+
+    def is_due(self, now: float) -> bool:
+        """Whether the record is to be written now."""
+        return now >= self._renew_at
+
+    @property
+    def charter(self) -> Charter:
+        """What the record says; a new one is written at once, and what it leaves out costs the generation."""
+        return self._charter
+
+    @charter.setter
+    def charter(self, charter: Charter) -> None:
+        self._charter = charter
+        self.miss()
+
+    @property
+    def due_at(self) -> float:
+        """When (monotonic s) the record is to be written again."""
+        return self._renew_at
+
+    @property
+    def expired_at(self) -> float:
+        """When (monotonic s) every record that was sent has surely run out on the node."""
+        return self.sent_at + 2 * CLOCK_SLACK * self._life
+
+    def miss(self) -> None:
+        """Note that the record is gone, or not as it should be."""
+        self._renew_at = 0.0
+
+    def wrote(self, generation: int, now: float) -> None:
+        """Note that the record stands."""
+        self.generation = generation
+        self._renew_at = now + min(self._life / RENEWALS, RENEWED_AFTER)
+
+    def write(self, *, new: bool = False) -> int:
+        """Write the record, with a `new` generation if need be, and return its generation. Raises NodeError."""
+        run = self._node.run()
+        for _ in range(ATTEMPTS):
+            standing = self._read()
+            record = Record(
+                generation=self._choose(standing.record, run, new),
+                tenure=self._tenure,
+                run=run,
+                rings=self._charter.rings,
+                rules=self._charter.rules,
+            )
+            self.sent_at = time.monotonic()
+            lease = Lease(self._charter.key, standing.token)
+            outcome = self._node.lease_set(lease, RECORD_FLAGS, record.to_bytes(), self._life)
+            if isinstance(outcome, Stored):
+                self._run = run
+                return record.generation
+        raise NodeError(f"{self._node.name}: the guard record changed under {ATTEMPTS} attempts to write it")
+
+    def _read(self) -> _Standing:
+        answer = self._node.lease_get(self._charter.key, STUB_FOR)
+        if isinstance(answer, (Wait, Stale)) and answer.token is not None:  # who began to write it has not finished
+            answer = self._node.steal(self._charter.key, answer.token, STUB_FOR)
+        value = answer.value if isinstance(answer, (Hit, Lease)) else None
+        return _Standing(answer.token, None if value is None else Record.from_bytes(value))
+
+    def _choose(self, found: Record | None, run: str, new: bool) -> int:
+        if new or self.generation is None or (self._run or run) != run:
+            return fresh_number()
+        if found is None:
+            return self.generation
+        # What was served once and is not now would be believed again, with all it has missed, if it came back.
+        kept = found.run == run and found.rings <= self._charter.rings and found.rules <= self._charter.rules
+        return found.generation if kept else fresh_number()
+
+
+def fresh_number(draw: Callable[[int], int] = secrets.randbits) -> int:
+    """Return a random number of 63 bits that is not 0."""
+    return draw(63) or 1

@@ -1,0 +1,323 @@
+"""What one node still has to be told, and the thread that tells it.
+
+One job at a time: a batch of keys, the guard record, or what the journal holds from a time when the node was away.
+While a job is under way further keys pile up and are de-duplicated, so a busy node gets large pipelines and an idle one
+gets a transaction at once. All bookkeeping is done by the caller's thread.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+from leasecache.errors import NodeError
+from leasecache.guard import Record, wire_key
+from leasecache.invalidation.journal import Entries, JournalError, NodeJournal
+from leasecache.invalidation.keeper import Keeper
+from leasecache.stores.base import Node
+
+BATCH_KEYS = 5_000  # per pipeline, so that one stays well within a node's time limit
+RETRY_FIRST, RETRY_MOST = 0.05, 1.0  # s
+JOURNAL_AFTER = 5.0  # s a node may be away before its keys go to the journal
+JOURNAL_EVERY = 1.0  # s between two entries
+
+
+class Observer(Protocol):
+    """Who wants to know how the nodes are doing."""
+
+    def invalidated(self, node: str, keys: int) -> None:
+        """Note that a node has acknowledged `keys` keys."""
+        ...
+
+    def node_failed(self, node: str, error: NodeError) -> None:
+        """Note that a node has not acknowledged a batch."""
+        ...
+
+    def node_recovered(self, node: str) -> None:
+        """Note that a node answers again."""
+        ...
+
+    def guarded(self, node: str, state: str, generation: int | None) -> None:
+        """Note what became of a node's guard record."""
+        ...
+
+    def journaled(self, node: str, keys: int, size_bytes: int) -> None:
+        """Note what a node's journal holds."""
+        ...
+
+    def bumped(self, reason: str) -> None:
+        """Note that every node is to have a new generation."""
+        ...
+
+    def journal_failed(self, node: str, error: Exception) -> None:
+        """Note that a node's journal cannot be written."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """What keys are called on the nodes: by their generation, as they are, or both."""
+
+    guarded: bool = True  # some functions are
+    unguarded: bool = True  # some functions are not
+
+
+@dataclass(slots=True)
+class Parcel:
+    """Keys with the s each may be served stale, and whether everything else is void as well."""
+
+    keys: dict[bytes, float] = field(default_factory=dict)
+    explicit: dict[bytes, float] = field(default_factory=dict)  # of whose function nothing is known
+    renews: bool = False  # the node gets a new generation
+    position: int = 0  # everything in the log before it is in this parcel or an earlier one
+
+    def __len__(self) -> int:
+        return len(self.keys) + len(self.explicit)
+
+    def take(self, most: int) -> "Parcel":
+        """Return a part of this as a parcel of its own, without the renewal."""
+        if len(self) <= most:
+            part = Parcel(self.keys, self.explicit, False, self.position)
+            self.keys, self.explicit = {}, {}
+            return part
+        part = Parcel(position=self.position)
+        for keys, taken in ((self.keys, part.keys), (self.explicit, part.explicit)):
+            taken.update((key, keys.pop(key)) for key in list(islice(keys, most // 2)))
+        return part
+
+    def add(self, other: "Parcel") -> None:
+        """Take back a part that was not delivered."""
+        merge(self.keys, other.keys)
+        merge(self.explicit, other.explicit)
+
+
+class Mailbox:
+    """What one node still has to be told."""
+
+    def __init__(
+        self,
+        node: Node,
+        wake: Callable[[], None],
+        naming: Naming,
+        keeper: Keeper | None = None,
+        journal: NodeJournal | None = None,
+    ) -> None:
+        """Without a `keeper` no record is written; without a `journal` an absent node holds W back."""
+        self.node = node
+        self.acknowledged = 0  # everything before this position is done
+        self.keeper = keeper
+        self._journal = journal
+        self._wake = wake
+        self._naming = naming
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"leasecache-{node.name}")
+        self._waiting = Parcel()
+        self._sending = Parcel()
+        self._batch = Parcel()
+        self._future: Future[Any] | None = None
+        self._done: Callable[[Any, float, Observer], None] = self._sent
+        self._failing_since: float | None = None  # monotonic s
+        self._delay = 0.0  # s before the next attempt, 0 = the last one succeeded
+        self._retry_at = 0.0  # monotonic s
+        self._journal_at = 0.0  # monotonic s of the next entry
+        self._journaled = 0  # everything before this position is in the journal
+
+    def __len__(self) -> int:
+        """Return how many keys are in memory and not acknowledged."""
+        return len(self._waiting) + len(self._sending) + len(self._batch)
+
+    def due_at(self, vouched: bool) -> float | None:
+        """Return when (monotonic s) something is to be done that no wake announces; None = nothing."""
+        if self._future is not None:
+            return None
+        times = [self._retry_at] if self._delay else []
+        if self._journals:
+            times.append(self._journal_at)
+        if self.keeper is not None and vouched:
+            times.append(max(self.keeper.due_at, self._retry_at))
+        return min(times, default=None)
+
+    def put(self, keys: Mapping[bytes, float]) -> None:
+        """Add keys; of several wishes for one key the strictest holds."""
+        merge(self._waiting.keys, keys)
+
+    def put_explicit(self, keys: Mapping[bytes, float]) -> None:
+        """Add keys of functions that need not be among those of the rules."""
+        merge(self._waiting.explicit, keys)
+
+    def renew(self) -> None:
+        """Let the node have a new generation before any later position is acknowledged."""
+        self._waiting.renews = self.keeper is not None
+
+    def advance(self, position: int) -> None:
+        """Note that every key of the log before `position` has been put."""
+        self._waiting.position = max(self._waiting.position, position)
+        self._settle()
+
+    def step(self, now: float, observer: Observer, *, vouched: bool) -> None:
+        """Collect a finished job and begin the next one; `vouched`: the slot is ours, so records may be written.
+
+        Raises what a node raised, unless it is a NodeError.
+        """
+        if self._future is not None and self._future.done():
+            self._collect(self._future, now, observer)
+        if self._future is None and self._journals and now >= self._journal_at:
+            self._write_journal(now, observer)
+        if self._future is None and now >= self._retry_at:
+            self._submit(now, vouched)
+
+    def restart(self) -> None:
+        """Forget positions and keep keys: a new stream repeats the rest, perhaps on another timeline."""
+        self.acknowledged = self._journaled = 0
+        for parcel in (self._waiting, self._sending, self._batch):
+            parcel.position = 0
+
+    def close(self) -> None:
+        """Stop the thread once its job is over; nothing new is begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._journal is not None:
+            self._journal.close()
+
+    def _collect(self, future: "Future[Any]", now: float, observer: Observer) -> None:
+        self._future = None
+        error = future.exception()
+        if error is None:
+            if self._failing_since is not None:
+                self._failing_since, self._delay = None, 0.0
+                observer.node_recovered(self.node.name)
+            self._done(future.result(), now, observer)
+            self._settle()
+            return
+        self._sending.add(self._batch)
+        self._batch = Parcel()
+        self._delay = min(max(self._delay * 2, RETRY_FIRST), RETRY_MOST)
+        self._retry_at = now + self._delay
+        if not isinstance(error, NodeError):
+            raise error
+        if self._failing_since is None:
+            self._failing_since = self._journal_at = now
+            self._journal_at += JOURNAL_AFTER
+        observer.node_failed(self.node.name, error)
+
+    def _submit(self, now: float, vouched: bool) -> None:
+        keeper = self.keeper
+        if self._journal is not None and len(self._journal):
+            self._run(self._replayed, self._replay, self._journal.entries(BATCH_KEYS))
+            return
+        if keeper is not None and (keeper.generation is None or keeper.is_due(now)):
+            if vouched:
+                void = self._journal is not None and self._journal.void
+                self._run(self._kept, keeper.write, new=void)
+                return
+            if keeper.generation is None:
+                return  # what guarded keys are called is not known yet
+        if not len(self._sending) and not self._sending.renews:
+            self._sending, self._waiting = self._waiting, Parcel(position=self._waiting.position)
+        if len(self._sending):
+            self._batch = self._sending.take(BATCH_KEYS)
+            self._run(self._sent, self._send, self._batch, None if keeper is None else keeper.generation)
+        elif self._sending.renews and keeper is not None and vouched:
+            self._run(self._renewed, keeper.write, new=True)
+
+    def _run(
+        self, done: Callable[[Any, float, Observer], None], job: Callable[..., Any], *args: Any, **more: Any
+    ) -> None:
+        self._done = done
+        self._future = self._pool.submit(job, *args, **more)
+        self._future.add_done_callback(lambda _: self._wake())
+
+    def _sent(self, found: "tuple[int | None, bytes | None]", now: float, observer: Observer) -> None:
+        used, raw = found
+        record = None if raw is None else Record.from_bytes(raw)
+        if self.keeper is not None and (record is None or record.generation != used):
+            self.keeper.miss()
+            observer.guarded(self.node.name, "absent" if record is None else "foreign", used)
+        if self.keeper is not None and record is not None and record.generation != used:
+            self.keeper.generation = record.generation  # somebody has renewed it: what was sent may have missed
+            self._sending.add(self._batch)
+        else:
+            observer.invalidated(self.node.name, len(self._batch))
+        self._batch = Parcel()
+
+    def _kept(self, generation: int, now: float, observer: Observer) -> None:
+        assert self.keeper is not None
+        self.keeper.wrote(generation, now)
+        if self._journal is not None:
+            self._journal.keep(generation)
+        observer.guarded(self.node.name, "fresh", generation)
+
+    def _renewed(self, generation: int, now: float, observer: Observer) -> None:
+        self._sending.renews = False
+        self._kept(generation, now, observer)
+
+    def _replayed(self, entries: Entries, now: float, observer: Observer) -> None:
+        assert self._journal is not None
+        self._journal.drop(entries)
+        observer.invalidated(self.node.name, len(entries))
+        observer.journaled(self.node.name, len(self._journal), self._journal.size)
+
+    def _send(self, parcel: Parcel, generation: int | None) -> "tuple[int | None, bytes | None]":
+        groups: dict[float, list[bytes]] = {}
+        for key, stale_for in parcel.keys.items():
+            groups.setdefault(stale_for, []).extend(self._names(key, generation, explicit=False))
+        for key, stale_for in parcel.explicit.items():
+            groups.setdefault(stale_for, []).extend(self._names(key, generation, explicit=True))
+        raw = None
+        for stale_for, names in groups.items():
+            raw = self._invalidate(names, stale_for)
+        return generation, raw
+
+    def _replay(self, entries: Entries) -> Entries:
+        generation = None if self.keeper is None else self.keeper.generation
+        self._invalidate([name for key in entries.keys for name in self._names(key, generation, explicit=True)], 0)
+        return entries
+
+    def _invalidate(self, names: list[bytes], stale_for: float) -> bytes | None:
+        if self.keeper is None:
+            self.node.invalidate(names, stale_for)
+            return None
+        return self.node.invalidate_under(self.keeper.key, names, stale_for)
+
+    def _names(self, key: bytes, generation: int | None, *, explicit: bool) -> list[bytes]:
+        plain = [key] if explicit or self._naming.unguarded or generation is None else []
+        return plain if generation is None else [wire_key(generation, key), *plain]
+
+    def _settle(self) -> None:
+        if len(self._batch) or len(self._sending) or self._sending.renews:
+            return
+        empty = not len(self._waiting) and not self._waiting.renews
+        settled = self._waiting.position if empty else self._sending.position
+        self.acknowledged = max(self.acknowledged, settled)
+
+    @property
+    def _journals(self) -> bool:
+        return self._journal is not None and self._failing_since is not None
+
+    def _write_journal(self, now: float, observer: Observer) -> None:
+        """Move what waits into the journal; let W pass once no client can believe the node any more."""
+        assert self._journal is not None
+        self._journal_at = now + JOURNAL_EVERY
+        parcels = (self._sending, self._waiting)
+        try:
+            for parcel in parcels:
+                self._journal.append([*parcel.keys, *parcel.explicit], void=parcel.renews)
+            self._journal.sync()
+        except JournalError as error:
+            observer.journal_failed(self.node.name, error)
+            return
+        self._journaled = self._waiting.position
+        self._sending, self._waiting = Parcel(position=self._journaled), Parcel(position=self._journaled)
+        observer.journaled(self.node.name, len(self._journal), self._journal.size)
+        if self.keeper is None or now >= self.keeper.expired_at:
+            self.acknowledged = max(self.acknowledged, self._journaled)
+
+
+def merge(keys: dict[bytes, float], more: Mapping[bytes, float]) -> None:
+    """Add `more` to `keys`; of two times for one key the shorter holds."""
+    if not keys:
+        keys.update(more)
+        return
+    for key, stale_for in more.items():
+        known = keys.get(key)
+        if known is None or stale_for < known:
+            keys[key] = stale_for
