@@ -22,22 +22,17 @@ if TYPE_CHECKING or IMPL == "python":
         AsyncCall,
         Bypass,
         Call,
-        ConnectionState,
-        EpochState,
         Item,
         Marks,
         MemoryReader,
         NodeReader,
-        PoolState,
-        ProbeState,
-        RecordState,
         RingReader,
         Tally,
-        TrustState,
     )
     from leasecache._pure_keys import Renderer, Ring, percent_encode, shorten
     from leasecache._pure_mux import Mux, MuxReader
     from leasecache._pure_pending import Pending
+    from leasecache._pure_states import ConnectionState, EpochState, PoolState, ProbeState, RecordState, TrustState
 else:
     from leasecache._hits import (
         AsyncCall,

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from leasecache._pure_keys import Renderer, Ring
+from leasecache._pure_states import ConnectionState, EpochState, PoolState, ProbeState, RecordState, TrustState
 from leasecache.errors import NodeError
 
 CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
@@ -43,63 +44,6 @@ class Marks:
     def __call__(self) -> bytes:
         """Return the next mark."""
         return b" E%d" % (self._bits(62) | self._fixed)
-
-
-class ConnectionState:
-    """The fields of a connection that readers look at."""
-
-    __slots__ = ("epoch", "mark", "pooled", "term", "wire")
-
-    wire: Any
-    mark: Callable[[], bytes]  # for each command that makes a CAS
-    epoch: int  # its number in the process's count of connections
-    term: int  # how often its pool had been closed when it was opened
-    pooled: bool  # it served before, and may have died since
-
-
-class PoolState:
-    """The fields of a pool that readers look at."""
-
-    __slots__ = ("idle", "term", "waiting")
-
-    idle: list[Any]  # connections, the latest last; the same list for ever
-    term: int  # how often the pool has been closed
-    waiting: int  # callers that wait for a connection
-
-
-class EpochState:
-    """The field of the count of connections that readers look at."""
-
-    __slots__ = ("latest",)
-
-    latest: int
-
-
-class ProbeState:
-    """The field of a node's back-off that readers look at."""
-
-    __slots__ = ("delay",)
-
-    delay: float  # s between two probes, 0 = up
-
-
-class RecordState:
-    """The fields of a guard record that readers look at; they never change."""
-
-    __slots__ = ("head", "marks", "prefix", "reply")
-
-    head: bytes  # of a request under its generation
-    prefix: bytes  # of keys under its generation
-    reply: bytes  # which shows that it has not changed
-    marks: frozenset[bytes]  # of the functions that it vouches for
-
-
-class TrustState:
-    """The field of a node's trust that readers look at."""
-
-    __slots__ = ("known",)
-
-    known: Any  # the RecordState read last; None = none
 
 
 class NodeReader:
@@ -173,7 +117,7 @@ class NodeReader:
         self._pool.release(connection)
         return values  # type: ignore[no-any-return]
 
-    def _ask(self, connection: Any, keys: Sequence[bytes], known: Any) -> Any:
+    def _ask(self, connection: ConnectionState, keys: Sequence[bytes], known: RecordState | None) -> Any:
         mark, tail = connection.mark, self._tail
         if known is None:
             request = b"".join([b"mg %b%b%b\r\n" % (key, tail, mark()) for key in keys])

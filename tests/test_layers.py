@@ -26,6 +26,7 @@ LAYERS: dict[str, list[str]] = {
         "_pure_keys",
         "_pure_mux",
         "_pure_pending",
+        "_pure_states",
         "_accel",
     ],
     "2 sans-IO": [
