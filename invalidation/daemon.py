@@ -209,6 +209,7 @@ class Daemon:
             replication.start(self._source.slot, self._source.publication)
             self._began = time.monotonic()
             confirmed = self._confirmed()  # from here on nobody else moves it
+            self._readers.released = max(self._readers.released, confirmed)
             known = self._dispatcher.knows(system, confirmed)
             if not self._arrive(replication, confirmed, known=known):
                 return None

@@ -120,8 +120,9 @@ class Dispatcher:
         if self._journal is None or position <= self._reported:
             self._reported = max(self._reported, position)
             return self._reported
+        owed = any(box.renews for box in self._mailboxes.values())  # to readers that went back: not to be forgotten
         try:
-            self._journal.save(Position(self._system, position, self._readers()))
+            self._journal.save(Position(self._system, position, None if owed else self._readers()))
             self._reported = position
         except JournalError as error:
             self._observer.journal_failed("*", error)

@@ -126,6 +126,11 @@ class Mailbox:
         """Return how many keys are in memory and not acknowledged."""
         return len(self._waiting) + len(self._sending) + len(self._batch)
 
+    @property
+    def renews(self) -> bool:
+        """Whether a new generation is still to be written."""
+        return self._waiting.renews or self._sending.renews
+
     def due_at(self, vouched: bool) -> float | None:
         """Return when (monotonic s) something is to be done that no wake announces; None = nothing."""
         if self._future is not None:
