@@ -7,6 +7,7 @@ import threading
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from itertools import cycle
 from types import TracebackType
 from typing import Any, Literal
 
@@ -31,12 +32,14 @@ class TcpProxy:
     The methods act on both directions unless named, on present and on later connections, and have taken effect when
     they return. A lost answer to an executed command, for example, is `drop("replies")`.
 
+    With `others` it is a balancer: the ports take turns, one for each connection.
+
     With `reconnects` a client's connection outlives the server's: its next bytes go over a new one to the server, as
     with proxies that have pools of their own.
     """
 
-    def __init__(self, target: int, *, reconnects: bool = False) -> None:
-        self._target = target
+    def __init__(self, target: int, *others: int, reconnects: bool = False) -> None:
+        self._targets = cycle((target, *others))
         self._relay = self._reconnecting if reconnects else self._connected
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy to {target}", daemon=True)
@@ -115,7 +118,7 @@ class TcpProxy:
 
     async def _connected(self, client: StreamReader, to_client: StreamWriter) -> None:
         try:
-            server, to_server = await asyncio.open_connection(HOST, self._target)
+            server, to_server = await asyncio.open_connection(HOST, next(self._targets))
         except OSError:
             return to_client.close()
         ends = {to_client, to_server}
@@ -137,7 +140,7 @@ class TcpProxy:
         try:
             while data := await client.read(65536):
                 if replies is None or replies.done():
-                    server, to_server = await asyncio.open_connection(HOST, self._target)
+                    server, to_server = await asyncio.open_connection(HOST, next(self._targets))
                     replies = asyncio.ensure_future(self._answers(server, to_server, to_client))
                 to_server.write(data)
         except OSError:
