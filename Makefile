@@ -7,17 +7,18 @@ READY := $(VENV)/ready
 BUILT := $(VENV)/built
 RIVALS := $(VENV)/rivals
 
-# $(call provide,PROGRAMS): install those that are missing by the system's package manager
+# $(call provide,PROGRAMS): install those that are missing by the system's package manager. PROGRAM=PACKAGE names Debian's
+# package where that is called otherwise.
 define provide
-set -e; for program in $(1); do \
-	command -v $$program >/dev/null 2>&1 && continue; \
-	package=$$program; [ $$(id -u) = 0 ] && sudo= || sudo=sudo; \
+set -e; for wanted in $(1); do \
+	program=$${wanted%=*}; command -v $$program >/dev/null 2>&1 && continue; \
+	package=$$(echo $$wanted | cut -d= -f2); [ $$(id -u) = 0 ] && sudo= || sudo=sudo; \
 	if command -v apt-get >/dev/null 2>&1; then \
 		echo "installing $$package with apt-get"; \
 		$$sudo apt-get update -qq >/dev/null; \
 		DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$package >/dev/null; \
 	elif command -v brew >/dev/null 2>&1; then \
-		package=$${package%-*}; echo "installing $$package with brew"; brew install --quiet $$package; \
+		package=$${program%-*}; echo "installing $$package with brew"; brew install --quiet $$package; \
 	else \
 		echo "$$program is missing: install it with your system's package manager" >&2; exit 2; \
 	fi; \
@@ -25,7 +26,7 @@ done
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs check loadtest bench soak servers clean
+.PHONY: help demo test docs check loadtest bench soak browser servers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -33,7 +34,7 @@ help: ## list the targets
 demo: $(BUILT) servers ## tour two data centres on real servers (ARGS="--json", "--keep")
 	@$(BIN)/leasecache demo $(ARGS)
 
-test: $(BUILT) servers ## run every test against real servers (ARGS="-k lease")
+test: $(BUILT) servers browser ## run every test against real servers (ARGS="-k lease")
 	@$(BIN)/python -m pytest $(ARGS)
 
 docs: $(BUILT) ## write anew what pages draw from the code, and check their links
@@ -53,6 +54,9 @@ bench: $(BUILT) $(RIVALS) servers ## compare with floors and rivals (ARGS="--row
 
 soak: $(BUILT) servers ## look for values that are too old, for 5 minutes (ARGS="--store redis --seconds 60")
 	@$(BIN)/python -m tests.safety $(ARGS)
+
+browser:
+	@$(call provide,chromium chromedriver=chromium-driver)
 
 servers: $(BUILT)
 	@$(call provide,memcached redis-server)

@@ -24,7 +24,10 @@ from tests.fix_servers import PostgresPair
 
 WITHIN = 30.0  # s
 SLOT = "leasecache_test"
+ROLE = "leasecache"  # the one that the documentation tells to make, with no more rights than that
+ROLE_SQL = (Path(__file__).parent.parent / "docs" / "operations" / "role.sql").read_text(encoding="utf-8")
 PREPARE = (
+    ROLE_SQL,
     "create table media (id int primary key, title text)",
     "create table comments (id int primary key, media_id int not null, body text)",
     "create unique index comments_media on comments (media_id, id)",
@@ -48,7 +51,7 @@ RULES = (rule("media", "id"), rule("comments", "media_id"), rule("tags", "media_
 class DaemonProcess:
     """Run `python -m leasecache.invalidation` with a configuration in `directory`."""
 
-    def __init__(self, directory: Path, dsn: str, url: str, rules: Sequence[Rule] = RULES, **source: str) -> None:
+    def __init__(self, directory: Path, dsn: str, url: str, rules: Sequence[Rule] = RULES, **source: Any) -> None:
         self.log_path = directory / "daemon.log"
         self.config = directory / "leasecache.toml"
         document = RuleSet(namespace="shop", rules=tuple(rules)).to_json()
@@ -101,11 +104,15 @@ class DaemonProcess:
             self._process.kill()
             self._process.wait()
 
+    @property
+    def address(self) -> str:
+        """Return where its status server listens, as it has logged."""
+        return next(word for word in self.log().split() if word.startswith("address=")).removeprefix("address=")
+
     def get(self, path: str) -> tuple[int, str]:
         """Return status and body of a page of its status server."""
-        address = next(word for word in self.log().split() if word.startswith("address=")).removeprefix("address=")
         try:
-            with urllib.request.urlopen(f"http://{address}{path}", timeout=WITHIN) as answer:
+            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=WITHIN) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -133,7 +140,7 @@ class World:
             self.write(statement)
         self.catch_up()
         self.source.create_logical_slot(SLOT, dbname=database)
-        self.daemon = DaemonProcess(directory, self.source.dsn(database), self.url)
+        self.daemon = DaemonProcess(directory, self.source.dsn(database, user=ROLE), self.url)
         self._servers.callback(lambda: self.daemon.kill())
 
     def write(self, statement: str, *parameters: object) -> None:
