@@ -4,13 +4,14 @@ Each node has a mailbox; the owners of a key, one per ring, get it. A node that 
 with back-off, or has them in its journal; the others go on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from leasecache.errors import SourceError
 from leasecache.guard import function_marks, guard_key
-from leasecache.invalidation.journal import MIB, Journal, JournalError, Position
+from leasecache.invalidation.journal import MIB, Journal, JournalError, NodeJournal, Position
 from leasecache.invalidation.keeper import Charter, Keeper, fresh_number
 from leasecache.invalidation.mailbox import Mailbox, Naming, Observer
 from leasecache.rules import RuleSet
@@ -128,7 +129,7 @@ class Dispatcher:
             self._observer.journal_failed("*", error)
         return self._reported
 
-    def put(self, keys: Mapping[bytes, float], explicit: Mapping[bytes, float] | None = None) -> None:
+    def put(self, keys: dict[bytes, float], explicit: dict[bytes, float] | None = None) -> None:
         """Hand over keys of a visible transaction, each with the s it may be served stale.
 
         `explicit` keys are those that the application has named, whatever functions they belong to.
@@ -192,13 +193,19 @@ class Dispatcher:
                     self._mailboxes[node.name] = self._open_mailbox(node, known)
 
     def _open_mailbox(self, node: Node, known: bool) -> Mailbox:
-        journal = None if self._journal is None else self._journal.of(node.name)
+        journal = self._open_journal(node)
         keeper = None
         if self._terms.naming.guarded:
             keeper = Keeper(node, self._charter(node))
             if known and journal is not None and journal.generation is not None and not journal.void:
                 keeper.generation = journal.generation
         return Mailbox(node, self._wake, self._terms.naming, keeper, journal)
+
+    def _open_journal(self, node: Node) -> NodeJournal | None:
+        try:
+            return None if self._journal is None else self._journal.of(node.name, voidable=self._terms.naming.guarded)
+        except JournalError as error:
+            raise SourceError(str(error)) from None
 
     def _charter(self, node: Node) -> Charter:
         return Charter(
@@ -215,7 +222,7 @@ def _journal(terms: Terms, slot: str) -> Journal | None:
     return Journal(terms.journal, slot, terms.journal_limit * MIB)
 
 
-def _owned(ring: Ring, keys: Mapping[bytes, float]) -> dict[str, dict[bytes, float]]:
+def _owned(ring: Ring, keys: dict[bytes, float]) -> dict[str, dict[bytes, float]]:
     owned: dict[str, dict[bytes, float]] = {}
     for key, stale_for in keys.items():
         owned.setdefault(ring.node_for(key).name, {})[key] = stale_for

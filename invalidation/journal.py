@@ -75,9 +75,9 @@ class Journal:
             replace_file(self._directory / "position", json.dumps(position._asdict()).encode())
             self._saved = position
 
-    def of(self, node: str) -> "NodeJournal":
-        """Return the journal of a node. Raises JournalError."""
-        return NodeJournal(self._directory / f"{quote(node, safe='')}.journal", self._limit)
+    def of(self, node: str, *, voidable: bool) -> "NodeJournal":
+        """Return the journal of a node; `voidable`: beyond its limit a new generation does. Raises JournalError."""
+        return NodeJournal(self._directory / f"{quote(node, safe='')}.journal", self._limit, voidable=voidable)
 
     def close(self) -> None:
         """Let another process have it."""
@@ -96,13 +96,14 @@ class Journal:
 class NodeJournal:
     """The keys that one node has missed, oldest first."""
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path, limit: int, *, voidable: bool = True) -> None:
         """Read what an earlier process has left. Raises JournalError."""
         self.generation: int | None = None  # that guarded keys had when the node was last told everything
         self.void = False  # the generation is of no use any more
         self.size = 0  # bytes on disk
         self._path = path
         self._limit = limit
+        self._voidable = voidable
         self._count = 0
         self._begin = 0  # bytes: where the first key that is left stands
         self._unwritten: list[bytes] = []
@@ -116,9 +117,15 @@ class NodeJournal:
         return self._count
 
     def append(self, keys: Iterable[bytes], *, void: bool) -> None:
-        """Add keys; `void`: the node shall have a new generation when it is back."""
+        """Add keys; `void`: the node shall have a new generation when it is back.
+
+        Raises JournalError when they are too many, unless a new generation does instead.
+        """
         lines = [b"k %b\n" % key for key in keys]
-        if void or self.void or self.size + sum(map(len, lines)) > self._limit:
+        full = self.size + sum(map(len, lines)) > self._limit
+        if full and not self._voidable:
+            raise JournalError(f"the journal {self._path} is full; bring the node back, or take it out of the ring")
+        if void or self.void or full:
             lines = [] if self.void else [b"v\n"]
             self.void, self._count = True, 0
         self._unwritten += lines

@@ -108,7 +108,7 @@ class Keeper:
                 rings=self._charter.rings,
                 rules=self._charter.rules,
             )
-            self.sent_at = time.monotonic()
+            self.sent_at = max(self.sent_at, time.monotonic())
             lease = Lease(self._charter.key, standing.token)
             outcome = self._node.lease_set(lease, RECORD_FLAGS, record.to_bytes(), self._life)
             if isinstance(outcome, Stored):

@@ -5,16 +5,16 @@ While a job is under way further keys pile up and are de-duplicated, so a busy n
 gets a transaction at once. All bookkeeping is done by the caller's thread.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Protocol
 
 from leasecache.errors import NodeError
 from leasecache.guard import Record, wire_key
 from leasecache.invalidation.journal import Entries, JournalError, NodeJournal
 from leasecache.invalidation.keeper import Keeper
+from leasecache.invalidation.walker import merge, name
 from leasecache.stores.base import Node
 
 BATCH_KEYS = 5_000  # per pipeline, so that one stays well within a node's time limit
@@ -83,7 +83,7 @@ class Parcel:
             return part
         part = Parcel(position=self.position)
         for keys, taken in ((self.keys, part.keys), (self.explicit, part.explicit)):
-            taken.update((key, keys.pop(key)) for key in list(islice(keys, most // 2)))
+            taken.update([keys.popitem() for _ in range(min(len(keys), most - len(part)))])
         return part
 
     def add(self, other: "Parcel") -> None:
@@ -121,6 +121,7 @@ class Mailbox:
         self._retry_at = 0.0  # monotonic s
         self._journal_at = 0.0  # monotonic s of the next entry
         self._journaled = 0  # everything before this position is in the journal
+        self._unnoted = False  # the journal does not have the generation that the node has
 
     def __len__(self) -> int:
         """Return how many keys are in memory and not acknowledged."""
@@ -136,17 +137,17 @@ class Mailbox:
         if self._future is not None:
             return None
         times = [self._retry_at] if self._delay else []
-        if self._journals:
+        if self._journals or self._unnoted:
             times.append(self._journal_at)
         if self.keeper is not None and vouched:
             times.append(max(self.keeper.due_at, self._retry_at))
         return min(times, default=None)
 
-    def put(self, keys: Mapping[bytes, float]) -> None:
+    def put(self, keys: dict[bytes, float]) -> None:
         """Add keys; of several wishes for one key the strictest holds."""
         merge(self._waiting.keys, keys)
 
-    def put_explicit(self, keys: Mapping[bytes, float]) -> None:
+    def put_explicit(self, keys: dict[bytes, float]) -> None:
         """Add keys of functions that need not be among those of the rules."""
         merge(self._waiting.explicit, keys)
 
@@ -166,6 +167,9 @@ class Mailbox:
         """
         if self._future is not None and self._future.done():
             self._collect(self._future, now, observer)
+        if self._unnoted and now >= self._journal_at and self.keeper is not None and self.keeper.generation is not None:
+            self._note(self.keeper.generation, now, observer)
+            self._settle()
         if self._future is None and self._journals and now >= self._journal_at:
             self._write_journal(now, observer)
         if self._future is None and now >= self._retry_at:
@@ -209,9 +213,9 @@ class Mailbox:
         if self._journal is not None and len(self._journal):
             self._run(self._replayed, self._replay, self._journal.entries(BATCH_KEYS))
             return
-        if keeper is not None and (keeper.generation is None or keeper.is_due(now)):
+        void = self._journal is not None and self._journal.void
+        if keeper is not None and (void or keeper.generation is None or keeper.is_due(now)):
             if vouched:
-                void = self._journal is not None and self._journal.void
                 self._run(self._kept, keeper.write, new=void)
                 return
             if keeper.generation is None:
@@ -247,9 +251,20 @@ class Mailbox:
     def _kept(self, generation: int, now: float, observer: Observer) -> None:
         assert self.keeper is not None
         self.keeper.wrote(generation, now)
-        if self._journal is not None:
-            self._journal.keep(generation)
+        self._note(generation, now, observer)
         observer.guarded(self.node.name, "fresh", generation)
+
+    def _note(self, generation: int, now: float, observer: Observer) -> None:
+        """Note the generation in the journal. While that fails W stays, so that the next process begins before it."""
+        if self._journal is None:
+            return
+        self._journal_at = now + JOURNAL_EVERY
+        try:
+            self._journal.keep(generation)
+            self._unnoted = False
+        except JournalError as error:
+            self._unnoted = True
+            observer.journal_failed(self.node.name, error)
 
     def _renewed(self, generation: int, now: float, observer: Observer) -> None:
         self._sending.renews = False
@@ -257,16 +272,18 @@ class Mailbox:
 
     def _replayed(self, entries: Entries, now: float, observer: Observer) -> None:
         assert self._journal is not None
-        self._journal.drop(entries)
+        try:
+            self._journal.drop(entries)
+        except JournalError as error:  # the next process tells them once more
+            observer.journal_failed(self.node.name, error)
         observer.invalidated(self.node.name, len(entries))
         observer.journaled(self.node.name, len(self._journal), self._journal.size)
 
     def _send(self, parcel: Parcel, generation: int | None) -> "tuple[int | None, bytes | None]":
         groups: dict[float, list[bytes]] = {}
-        for key, stale_for in parcel.keys.items():
-            groups.setdefault(stale_for, []).extend(self._names(key, generation, explicit=False))
-        for key, stale_for in parcel.explicit.items():
-            groups.setdefault(stale_for, []).extend(self._names(key, generation, explicit=True))
+        prefix = None if generation is None else wire_key(generation, b"")
+        name(groups, parcel.keys, prefix, self._naming.unguarded or generation is None)
+        name(groups, parcel.explicit, prefix, True)
         raw = None
         for stale_for, names in groups.items():
             raw = self._invalidate(names, stale_for)
@@ -274,7 +291,7 @@ class Mailbox:
 
     def _replay(self, entries: Entries) -> Entries:
         generation = None if self.keeper is None else self.keeper.generation
-        self._invalidate([name for key in entries.keys for name in self._names(key, generation, explicit=True)], 0)
+        self._invalidate([one for key in entries.keys for one in self._names(key, generation)], 0)
         return entries
 
     def _invalidate(self, names: list[bytes], stale_for: float) -> bytes | None:
@@ -283,12 +300,11 @@ class Mailbox:
             return None
         return self.node.invalidate_under(self.keeper.key, names, stale_for)
 
-    def _names(self, key: bytes, generation: int | None, *, explicit: bool) -> list[bytes]:
-        plain = [key] if explicit or self._naming.unguarded or generation is None else []
-        return plain if generation is None else [wire_key(generation, key), *plain]
+    def _names(self, key: bytes, generation: int | None) -> list[bytes]:
+        return [key] if generation is None else [wire_key(generation, key), key]
 
     def _settle(self) -> None:
-        if len(self._batch) or len(self._sending) or self._sending.renews:
+        if len(self._batch) or len(self._sending) or self._sending.renews or self._unnoted:
             return
         empty = not len(self._waiting) and not self._waiting.renews
         settled = self._waiting.position if empty else self._sending.position
@@ -315,14 +331,3 @@ class Mailbox:
         observer.journaled(self.node.name, len(self._journal), self._journal.size)
         if self.keeper is None or now >= self.keeper.expired_at:
             self.acknowledged = max(self.acknowledged, self._journaled)
-
-
-def merge(keys: dict[bytes, float], more: Mapping[bytes, float]) -> None:
-    """Add `more` to `keys`; of two times for one key the shorter holds."""
-    if not keys:
-        keys.update(more)
-        return
-    for key, stale_for in more.items():
-        known = keys.get(key)
-        if known is None or stale_for < known:
-            keys[key] = stale_for

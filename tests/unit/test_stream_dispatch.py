@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leasecache.errors import NodeError
-from leasecache.invalidation.dispatch import BATCH_KEYS, Dispatcher
+from leasecache.invalidation.dispatch import Dispatcher, Terms
+from leasecache.invalidation.mailbox import BATCH_KEYS, Naming
+from leasecache.rules import RuleSet
 from leasecache.stores.base import Node
 
 
@@ -32,8 +34,14 @@ class FakeNode:
         self.calls.append((list(keys), stale_for))
 
 
+UNGUARDED = Terms(naming=Naming(guarded=False), guard_ttl=60)
+NO_RULES = RuleSet(namespace=None)
+
+
 class FakeRing:
     """Keys that begin with a node's name belong to it."""
+
+    mark = b"ring"
 
     def __init__(self, *nodes: FakeNode) -> None:
         self._nodes = nodes
@@ -66,6 +74,22 @@ class Notes:
         """Count a recovery."""
         self.seen[f"{node} recovered"] += 1
 
+    def guarded(self, node: str, state: str, generation: int | None) -> None:
+        """Count what became of a record."""
+        self.seen[f"{node} {state}"] += 1
+
+    def journaled(self, node: str, keys: int, size_bytes: int) -> None:
+        """Keep how many keys a journal holds."""
+        self.seen[f"{node} journal"] = keys
+
+    def journal_failed(self, node: str, error: Exception) -> None:
+        """Count a journal that cannot be written."""
+        self.seen[f"{node} journal failed"] += 1
+
+    def bumped(self, reason: str) -> None:
+        """Count a renewal of all generations."""
+        self.seen["bumped"] += 1
+
 
 class Bench:
     """A dispatcher of two nodes and its surroundings."""
@@ -73,7 +97,12 @@ class Bench:
     def __init__(self) -> None:
         self.a, self.b, self.notes = FakeNode("a"), FakeNode("b"), Notes()
         self.woken = threading.Event()
-        self.dispatcher = Dispatcher(FakeRing(self.a, self.b), self.notes, self.woken.set)
+        ring = FakeRing(self.a, self.b)
+        self.dispatcher = Dispatcher([ring], NO_RULES, UNGUARDED, self.notes, self.woken.set)
+
+    def restart(self) -> None:
+        """Begin another conversation."""
+        self.dispatcher.begin("system", 0, 0.0, known=True)
 
     def settle(self, position: int, now: float = 0.0) -> None:
         """Step until W is at `position`."""
@@ -158,13 +187,13 @@ def test_a_failing_node_keeps_its_keys(bench: Bench) -> None:
         bench.dispatcher.step(0)
         time.sleep(0.001)
     assert (bench.dispatcher.acknowledged, len(bench.dispatcher)) == (0, 1)
-    assert bench.dispatcher.next_retry(0) == pytest.approx(0.05)
+    assert bench.dispatcher.next_due(0) == pytest.approx(0.05)
     bench.a.error = None
     bench.dispatcher.step(0.04)
     assert not bench.a.calls
     bench.settle(10, now=0.06)
     assert bench.notes.seen["a recovered"] == 1
-    assert bench.dispatcher.next_retry(0) is None
+    assert bench.dispatcher.next_due(0) is None
 
 
 def test_an_unexpected_error_is_raised_and_loses_nothing(bench: Bench) -> None:
@@ -184,7 +213,7 @@ def test_a_new_stream_counts_anew(bench: Bench) -> None:
     bench.a.open.clear()
     bench.dispatcher.put({b"a1": 0.0})
     bench.dispatcher.step(0)
-    bench.dispatcher.restart()
+    bench.restart()
     bench.dispatcher.advance(50)
     assert bench.dispatcher.acknowledged == 0
     bench.a.open.set()
@@ -207,7 +236,7 @@ def test_w_only_covers_what_was_acknowledged(script: list[str]) -> None:
             bench.dispatcher.put({key: 0.0})
             bench.dispatcher.advance(position)
         elif action == "restart":
-            bench.dispatcher.restart()
+            bench.restart()
         elif action == "step":
             bench.dispatcher.step(now)
         else:

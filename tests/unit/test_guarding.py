@@ -1,0 +1,454 @@
+"""Guard records and journals of the daemon, on nodes in memory that can be away: who is vouched for, and when."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leasecache.errors import NodeError
+from leasecache.guard import RECORD_FLAGS, Record, guard_key, wire_key
+from leasecache.invalidation.dispatch import VOUCHED_FOR, Dispatcher, Terms
+from leasecache.invalidation.keeper import CLOCK_SLACK, SUCCESSOR_WAIT
+from leasecache.invalidation.mailbox import JOURNAL_AFTER, JOURNAL_EVERY, Naming
+from leasecache.lease import Hit, Lease, Stored
+from leasecache.rules import Rule, RuleSet
+from leasecache.stores.memory import MemoryStore
+from tests.unit.test_stream_dispatch import FakeRing, Notes
+
+WITHIN = 10.0  # s
+TTL = 60.0  # s
+GUARD = guard_key("shop")
+
+
+def rule(table: str) -> Rule:
+    """Return a rule of a function of its own."""
+    template, kinds = f"{table}:{{x}}", {"x": "int"}
+    return Rule(
+        function=f"get_{table}", template=template, kinds=kinds, schema="public", table=table, fields={"x": "id"}
+    )
+
+
+RULES = RuleSet(namespace="shop", rules=(rule("media"), rule("users")))
+
+
+class GuardedNode(MemoryStore):
+    """A store in memory that holds a guard record, can be away, and notes the order of what it was told."""
+
+    def __init__(self, name: str = "a") -> None:
+        super().__init__()
+        self.name = name
+        self.away = False
+        self.run_id = "-"
+        self.told: list[bytes] = []
+        self.before_record: Callable[[], None] = lambda: None
+
+    def run(self) -> str:
+        """Return which run of the server this is."""
+        self._check()
+        return self.run_id
+
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: bytes | None = None) -> Any:
+        """Answer, unless it is away."""
+        self._check()
+        return super().lease_get(key, lease_for, refresh_ahead, mark)
+
+    def lease_set(self, lease: Lease, flags: int, body: bytes, ttl: float) -> Any:
+        """Store, unless it is away."""
+        self._check()
+        self.told.append(lease.key)
+        return super().lease_set(lease, flags, body, ttl)
+
+    def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> bytes | None:  # type: ignore[override]
+        """Invalidate, and read the record after that."""
+        self._check()
+        self.told += keys
+        self.invalidate(keys, stale_for)
+        self.before_record()
+        found = self.look(guard_key)
+        return None if found is None else found.value
+
+    def record(self) -> Record | None:
+        """Return the record that stands."""
+        found = self.look(GUARD)
+        return None if found is None else Record.from_bytes(found.value)
+
+    def write(self, record: Record) -> None:
+        """Put a record in the place of the one that stands."""
+        answer = self.lease_get(GUARD, 10)
+        assert isinstance(answer, (Hit, Lease)), answer
+        assert isinstance(self.lease_set(Lease(GUARD, answer.token), RECORD_FLAGS, record.to_bytes(), TTL), Stored)
+
+    def _check(self) -> None:
+        if self.away:
+            raise NodeError("away")
+
+
+class Desk:
+    """A dispatcher of one node whose slot is ours, in a time of its own."""
+
+    def __init__(self, journal: Path | None = None, naming: Naming | None = None, **terms: Any) -> None:
+        self.node, self.notes, self.woken = GuardedNode(), Notes(), threading.Event()
+        self.terms = Terms(naming=naming or Naming(), guard_ttl=TTL, journal=journal, **terms)
+        self.now = time.monotonic()
+        self.dispatcher = self.open()
+
+    def open(self, confirmed: int = 0, readers: int | None = 1, system: str = "system") -> Dispatcher:
+        """Begin as a new process does."""
+        self.dispatcher = Dispatcher(
+            [FakeRing(self.node)],
+            RULES,
+            self.terms,
+            self.notes,
+            self.woken.set,
+            "slot",
+            lambda: readers,  # type: ignore[arg-type]
+        )
+        known = self.dispatcher.knows(system, confirmed)
+        self.dispatcher.begin(system, confirmed, self.now, known=known)
+        return self.dispatcher
+
+    def again(self, confirmed: int, **changes: Any) -> None:
+        """End, and begin as another process."""
+        self.dispatcher.close()
+        self.open(confirmed, **changes)
+
+    def step(self, seconds: float = 0.0, *, vouched: bool = True) -> None:
+        """Let time pass, and the dispatcher do what is due until nothing is under way."""
+        self.now += seconds
+        if vouched:
+            self.dispatcher.vouch(self.now)
+        [box] = self.dispatcher._mailboxes.values()
+        deadline = time.monotonic() + WITHIN
+        while True:
+            self.dispatcher.step(self.now)
+            if box._future is None:
+                return
+            assert time.monotonic() < deadline
+            self.woken.wait(0.01)
+            self.woken.clear()
+
+    def generation(self) -> int:
+        """Return the generation that the node's record names."""
+        record = self.node.record()
+        assert record is not None
+        return record.generation
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    """A dispatcher whose node has its first record."""
+    made = Desk()
+    made.step()
+    yield made
+    made.dispatcher.close()
+
+
+@pytest.fixture
+def journaling(tmp_path: Path) -> Iterator[Desk]:
+    """The same with a journal."""
+    made = Desk(tmp_path)
+    made.step()
+    made.dispatcher.advance(10)
+    assert made.dispatcher.confirm() == 10
+    yield made
+    made.dispatcher.close()
+
+
+def test_the_first_record_names_everything_that_is_served(desk: Desk) -> None:
+    """A new daemon writes a record with a generation of its own, its rings and the marks of all functions."""
+    record = desk.node.record()
+    assert record is not None
+    assert (record.rings, len(record.rules), record.run) == ({b"ring"}, 2, "-")
+
+
+def test_no_record_without_the_slot() -> None:
+    """Guard: `vouched`. A daemon that does not know that the slot is its own writes nothing and tells no node."""
+    desk = Desk()
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(5)
+    desk.step(vouched=False)
+    assert (desk.node.told, desk.dispatcher.acknowledged) == ([], 0)
+    desk.step()
+    assert desk.dispatcher.acknowledged == 5
+    desk.step(VOUCHED_FOR + TTL, vouched=False)
+    written = desk.node.told.count(GUARD)
+    desk.step(TTL, vouched=False)
+    assert desk.node.told.count(GUARD) == written
+    desk.dispatcher.close()
+
+
+def test_renewed_every_quarter(desk: Desk) -> None:
+    """The record is written again, with the same generation, before it runs out."""
+    generation = desk.generation()
+    for _ in range(8):
+        desk.step(TTL / 4)
+    assert (desk.generation(), desk.node.told.count(GUARD)) == (generation, 9)
+
+
+def test_keys_go_under_their_generation(desk: Desk) -> None:
+    """Where it is not said that all clients are guarded, keys go by both names."""
+    generation = desk.generation()
+    desk.dispatcher.put({b"a1": 0.0}, {b"a2": 0.0})
+    desk.step()
+    assert set(desk.node.told) - {GUARD} == {b"a1", b"a2", wire_key(generation, b"a1"), wire_key(generation, b"a2")}
+
+
+@pytest.mark.parametrize(
+    ("naming", "plain"),
+    [(Naming(unguarded=False), {b"a2"}), (Naming(guarded=False), {b"a1", b"a2"})],
+    ids=["all guarded", "none guarded"],
+)
+def test_names_by_who_is_guarded(naming: Naming, plain: set[bytes]) -> None:
+    """With guarded clients alone only explicit keys go by their logical name, without any no others."""
+    desk = Desk(naming=naming)
+    desk.node.invalidate = lambda keys, stale_for=0: desk.node.told.extend(keys)  # type: ignore[method-assign]
+    desk.dispatcher.put({b"a1": 0.0}, {b"a2": 0.0})
+    desk.step()
+    assert {key for key in desk.node.told if key.startswith(b"a")} == plain
+    assert (GUARD in desk.node.told) == naming.guarded
+    desk.dispatcher.close()
+
+
+def test_another_generation_behind_a_batch(desk: Desk) -> None:
+    """Guard: each batch brings the record. One that somebody renews meanwhile takes the keys again, before W moves."""
+    old = desk.node.record()
+    assert old is not None
+    renewed = Record(generation=77, tenure=old.tenure, rings=old.rings, rules=old.rules)
+
+    def renew() -> None:
+        desk.node.before_record = lambda: None
+        desk.node.write(renewed)
+
+    desk.node.before_record = renew
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(5)
+    desk.step()
+    assert wire_key(77, b"a1") in desk.node.told
+    assert (desk.dispatcher.acknowledged, desk.notes.seen["a foreign"]) == (5, 1)
+
+
+def test_a_bump_comes_before_w(desk: Desk) -> None:
+    """Guard: `_settle` waits for renewals. A position behind a bump is acknowledged once every node is renewed."""
+    generation = desk.generation()
+    desk.dispatcher.bump("truncate")
+    desk.dispatcher.advance(5)
+    desk.node.away = True
+    desk.step()
+    assert desk.dispatcher.acknowledged == 0
+    desk.node.away = False
+    desk.step(1.0)
+    assert desk.dispatcher.acknowledged == 5
+    assert desk.generation() != generation
+
+
+def test_a_record_that_is_lost_comes_back(desk: Desk) -> None:
+    """A node that lost its record, as by a restart, gets the same generation again: it has been told everything."""
+    generation = desk.generation()
+    MemoryStore.invalidate(desk.node, [GUARD])
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.step()
+    desk.step()
+    assert (desk.generation(), desk.notes.seen["a absent"]) == (generation, 1)
+
+
+def test_another_run_of_the_server(desk: Desk) -> None:
+    """What a server has brought back from disk is as old as that: the generation is void."""
+    generation = desk.generation()
+    desk.node.run_id = "another"
+    desk.step(TTL / 4)
+    assert desk.generation() != generation
+
+
+def test_less_is_served(desk: Desk) -> None:
+    """Guard: `_choose` compares rules. A function that is served no more costs the generation, one more does not."""
+    generation = desk.generation()
+    desk.dispatcher.serve(RuleSet(namespace="shop", rules=RULES.rules[:1]))
+    desk.step()
+    shrunk = desk.generation()
+    desk.dispatcher.serve(RULES)
+    desk.step()
+    record = desk.node.record()
+    assert record is not None
+    assert (shrunk != generation, record.generation == shrunk, len(record.rules)) == (True, True, 2)
+
+
+def test_another_process_without_a_journal(desk: Desk) -> None:
+    """Guard: `knows`. Nobody can tell what became of the slot in between, so every node gets a new generation."""
+    generation = desk.generation()
+    desk.again(confirmed=0)
+    desk.step()
+    assert desk.generation() != generation
+
+
+def test_the_same_process_goes_on(desk: Desk) -> None:
+    """A conversation that ends costs no generation, unless somebody else has moved the slot meanwhile."""
+    generation = desk.generation()
+    desk.dispatcher.advance(50)
+    desk.dispatcher.confirm()
+    assert desk.dispatcher.knows("system", 50)
+    assert not desk.dispatcher.knows("system", 51)
+    assert not desk.dispatcher.knows("another", 50)
+    desk.dispatcher.begin("system", 50, desk.now, known=True)
+    desk.step()
+    assert desk.generation() == generation
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "changes", "kept"),
+    [
+        (10, {}, True),
+        (9, {}, True),
+        (11, {}, False),
+        (10, {"readers": 2}, False),
+        (10, {"readers": None}, False),
+        (10, {"system": "another"}, False),
+    ],
+    ids=["as reported", "report lost", "slot moved", "reader restarted", "reader away", "another cluster"],
+)
+def test_another_process_with_the_journal(
+    journaling: Desk, confirmed: int, changes: dict[str, Any], kept: bool
+) -> None:
+    """A process that finds the journal goes on with the generations, if nothing has happened meanwhile."""
+    generation = journaling.generation()
+    journaling.again(confirmed, **changes)
+    journaling.step()
+    assert (journaling.generation() == generation) is kept
+
+
+def test_w_passes_an_absent_node(journaling: Desk) -> None:
+    """Guards: journal before W, the wait until no record can be alive, on return the keys before the record."""
+    desk = journaling
+    generation = desk.generation()
+    sent_at = desk.now
+    desk.node.away = True
+    desk.dispatcher.put({b"a1": 30.0})
+    desk.dispatcher.advance(20)
+    desk.step()
+    assert desk.dispatcher.acknowledged == 10
+    desk.step(JOURNAL_AFTER)
+    assert (desk.notes.seen["a journal"], len(desk.dispatcher)) == (1, 0)
+    assert desk.dispatcher.acknowledged == 10
+    expired = sent_at + 2 * CLOCK_SLACK * TTL + SUCCESSOR_WAIT
+    while desk.now + 2 < expired:
+        desk.step(min(JOURNAL_EVERY * 20, expired - desk.now - 1))
+        assert desk.dispatcher.acknowledged == 10
+    desk.step(JOURNAL_EVERY + 2)
+    assert desk.dispatcher.acknowledged == 20
+    desk.node.told.clear()
+    desk.node.away = False
+    desk.dispatcher.put({b"a2": 0.0})
+    desk.dispatcher.advance(30)
+    desk.step(1.0)
+    first = [key for key in desk.node.told if key != GUARD][:2]
+    assert set(first) == {wire_key(generation, b"a1"), b"a1"}
+    assert desk.node.told.index(GUARD) >= 2
+    assert (desk.generation(), desk.dispatcher.acknowledged, desk.notes.seen["a journal"]) == (generation, 30, 0)
+
+
+def test_a_process_ends_while_a_node_is_away(journaling: Desk) -> None:
+    """The keys of the journal are told by the next process, before it writes a record."""
+    desk = journaling
+    generation = desk.generation()
+    desk.node.away = True
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(20)
+    desk.step()
+    desk.step(JOURNAL_AFTER)
+    desk.again(confirmed=10)
+    desk.node.away = False
+    desk.node.told.clear()
+    desk.step()
+    assert set(desk.node.told[:2]) == {wire_key(generation, b"a1"), b"a1"}
+    assert desk.generation() == generation
+
+
+@pytest.mark.parametrize("how", ["limit", "bump", "corrupt"])
+def test_a_journal_that_says_too_little(tmp_path: Path, how: str) -> None:
+    """Over its limit, at a bump and when it cannot be read, the node's generation is void and a new one follows."""
+    desk = Desk(tmp_path, journal_limit=1)
+    desk.step()
+    desk.dispatcher.advance(10)
+    desk.dispatcher.confirm()
+    generation = desk.generation()
+    desk.node.away = True
+    keys = {b"a%060d" % i: 0.0 for i in range(20_000 if how == "limit" else 1)}
+    desk.dispatcher.put(keys)
+    if how == "bump":
+        desk.dispatcher.bump("truncate")
+    desk.dispatcher.advance(20)
+    desk.step()
+    desk.step(JOURNAL_AFTER)
+    if how == "corrupt":
+        desk.dispatcher.close()
+        [path] = (tmp_path / "slot").glob("*.journal")
+        path.write_bytes(path.read_bytes() + b"\0\0\0\n")
+        desk.open(10)
+    desk.node.away = False
+    desk.step(1.0)
+    assert desk.generation() != generation
+    desk.dispatcher.close()
+
+
+def test_the_end_of_a_line_that_was_cut_off(journaling: Desk, tmp_path: Path) -> None:
+    """Half a key that a crash left behind was never counted on: it goes, the generation stays."""
+    generation = journaling.generation()
+    journaling.dispatcher.close()
+    [path] = (tmp_path / "slot").glob("*.journal")
+    path.write_bytes(path.read_bytes() + b"k a1")
+    journaling.open(10)
+    journaling.step()
+    assert (journaling.generation(), path.read_bytes()) == (generation, b"g %016x\n" % generation)
+
+
+def test_a_disk_that_is_full(journaling: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: `_write_journal` returns. Keys stay in memory and W where it is until they are on disk."""
+    desk = journaling
+    desk.node.away = True
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(20)
+    desk.step()
+
+    def refuse(descriptor: int, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("leasecache.invalidation.journal.write_all", refuse)
+        for _ in range(30):
+            desk.step(10.0)
+        assert (desk.dispatcher.acknowledged, len(desk.dispatcher)) == (10, 1)
+        assert desk.notes.seen["a journal failed"]
+    desk.step(10.0)
+    assert (desk.dispatcher.acknowledged, len(desk.dispatcher)) == (20, 0)
+
+
+def test_w_is_on_disk_before_it_is_reported(journaling: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: `confirm` saves first. What cannot be noted is not reported."""
+    journaling.dispatcher.advance(20)
+
+    def refuse(descriptor: int, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("leasecache.invalidation.journal.write_all", refuse)
+        assert journaling.dispatcher.confirm() == 10
+    assert journaling.dispatcher.confirm() == 20
+
+
+def test_a_generation_that_cannot_be_noted(journaling: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: `_unnoted`. W stays while the journal has another generation than the node."""
+
+    def refuse(descriptor: int, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("leasecache.invalidation.journal.write_all", refuse)
+        journaling.dispatcher.bump("truncate")
+        journaling.dispatcher.advance(20)
+        journaling.step()
+        journaling.step(JOURNAL_EVERY)
+        assert journaling.dispatcher.acknowledged == 10
+    journaling.step(JOURNAL_EVERY)
+    assert journaling.dispatcher.acknowledged == 20
