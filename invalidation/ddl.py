@@ -7,7 +7,7 @@ its time.
 
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from leasecache.rules import RuleSet
 
 _ALL_OPERATIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
 _REPLAY_POLL, _REPLAY_WAIT = 0.1, 30.0  # s
+_LOCK_WAIT = 5  # s
 
 
 class Step(NamedTuple):
@@ -37,7 +38,8 @@ def plan(catalog: Catalog, rules: RuleSet) -> list[Step]:
     for table, needed in needed_columns(catalog, rules).items():
         found = catalog.tables[table]
         why = f"old rows of {found.schema}.{found.name} must carry {', '.join(sorted(needed))}"
-        steps += [Step("primary", sql, why) for sql in identity_ddl(found, needed)]
+        statements = identity_ddl(found, needed, catalog.publication_name)
+        steps += [Step("primary", sql, why) for sql in statements if not sql.startswith("--")]
     steps += [Step("primary", sql, "the stream carries published tables only") for sql in publication_ddl(catalog)]
     why = "the log says when a publication or table changes (optional; needs a superuser)"
     steps += [Step("primary", sql, why, optional=True) for sql in triggers_ddl(catalog.drift_triggers)]
@@ -63,26 +65,68 @@ def needed_columns(catalog: Catalog, rules: RuleSet) -> dict[tuple[str, str], fr
     return needed
 
 
-def identity_ddl(table: Table, needed: frozenset[str]) -> list[str]:
-    """Return the statements after which old rows of `table` carry the columns `needed`."""
+def identity_ddl(table: Table, needed: frozenset[str], publication: str) -> list[str]:
+    """Return the statements after which old rows of `table` carry the columns `needed`.
+
+    Where each would make updates fail, as another publication than ours does not send the identity's columns, there
+    is only a comment that says so.
+    """
     if table.partitions or table.kind == "p":  # an identity is not inherited, and the root's says what is sent
         unfit = [one for one in (table, *table.partitions) if not needed <= one.identity_columns]
-        return [f"alter table {qualified(one)} replica identity full" for one in unfit]
+        blocked = [sql for one in unfit for sql in _blocked(one, one.full, publication)]
+        return blocked or [_full(one) for one in unfit]
     if needed <= table.identity_columns:
         return []
+    reasons: list[str] = []
+    for columns, statements in _identities(table, needed):
+        blocked = _blocked(table, columns, publication)
+        if not blocked:
+            return statements
+        reasons += blocked
+    return list(dict.fromkeys(reasons))
+
+
+def _identities(table: Table, needed: frozenset[str]) -> Iterator[tuple[frozenset[str], list[str]]]:
+    """Return what would serve as an identity, the cheapest first: its columns, and the statements for it."""
+    name = qualified(table)
     if needed <= set(table.primary_key):
-        return [f"alter table {qualified(table)} replica identity default"]
+        yield frozenset(table.primary_key), [f"alter table {name} replica identity default"]
     index = _suitable(table, needed)
     if index is not None:
-        return [f"alter table {qualified(table)} replica identity using index {quoted(index.name)}"]
-    if not table.primary_key or not all(table.columns[name].not_null for name in needed):
-        return [f"alter table {qualified(table)} replica identity full"]
-    columns = (*sorted(needed), *(name for name in table.primary_key if name not in needed))
+        yield frozenset(index.columns), [f"alter table {name} replica identity using index {quoted(index.name)}"]
+    elif table.primary_key and all(table.columns[column].not_null for column in needed):
+        columns = (*sorted(needed), *(column for column in table.primary_key if column not in needed))
+        yield frozenset(columns), _new_index(table, columns)
+    yield table.full, [_full(table)]
+
+
+def _new_index(table: Table, columns: Sequence[str]) -> list[str]:
     name = f"{table.name[:40]}_leasecache_{zlib.crc32(','.join(columns).encode()):08x}"
     listed = ", ".join(quoted(column) for column in columns)
+    # A build that was interrupted leaves an index of that name behind, which is of no use.
+    remains = any(index.name == name for index in table.indexes)
+    drop = [f"drop index concurrently if exists {quoted(table.schema)}.{quoted(name)}"] if remains else []
     return [
+        *drop,
         f"create unique index concurrently if not exists {quoted(name)} on {qualified(table)} ({listed})",
         f"alter table {qualified(table)} replica identity using index {quoted(name)}",
+    ]
+
+
+def _full(table: Table) -> str:
+    return f"alter table {qualified(table)} replica identity full"
+
+
+def _blocked(table: Table, columns: frozenset[str], ours: str) -> list[str]:
+    """Return, as comments, what makes updates of the table fail once `columns` are its identity."""
+    if any(table.columns[column].generated == "v" for column in columns):
+        return [
+            f"-- {table.name} has virtual columns: it needs a unique index on the key columns, all of them not null"
+        ]
+    return [
+        f"-- publication {quoted(one.publication)} must send all columns of {table.name}, else updates of it would fail"
+        for one in table.senders
+        if one.publication != ours and not (columns <= one.columns and (columns == table.full or not one.filtered))
     ]
 
 
@@ -101,9 +145,14 @@ def publication_ddl(catalog: Catalog) -> list[str]:
     tables = [table for table in catalog.tables.values() if table.kind in "rp" and table.persistence == "p"]
     if not tables:
         return []
+    generated = any(column.generated == "s" for table in tables for column in table.columns.values())
+    # From 18 on updates of a table whose identity has a generated column fail unless that is sent.
+    sent = ["publish_generated_columns = stored"] if generated and catalog.version >= 180000 else []
     if catalog.publication is None:
-        return [f"create publication {name} for table {_listed(tables)} with ({_ALL_OPERATIONS})"]
+        return [f"create publication {name} for table {_listed(tables)} with ({', '.join([_ALL_OPERATIONS, *sent])})"]
     statements = []
+    if sent and not catalog.publication.generated:
+        statements.append(f"alter publication {name} set ({sent[0]})")
     if not all(catalog.publication.operations.values()):
         statements.append(f"alter publication {name} set ({_ALL_OPERATIONS})")
     elif not catalog.publication.via_root and any(table.kind == "p" for table in tables):
@@ -130,25 +179,44 @@ def _add_table(publication: Publication, name: str, table: Table) -> list[str]:
 def whole(publication: Publication, table: Table) -> bool:
     """Return whether a published table is sent with every row and column."""
     published = publication.tables[table.schema, table.name]
-    stored = {name for name, column in table.columns.items() if not column.generated}
+    stored = {
+        name
+        for name, column in table.columns.items()
+        if not column.generated or (column.generated == "s" and publication.generated)
+    }
     return published.row_filter is None and (published.columns is None or stored <= published.columns)
 
 
-def apply(steps: Sequence[Step], source: str, primary: str | None) -> None:
-    """Run the steps; `primary` is the DSN of the primary when `source` is a standby's.
+def apply(steps: Sequence[Step], source: str, primary: str | None) -> list[str]:
+    """Run the steps and return why optional ones were refused; `primary` is its DSN when `source` is a standby's.
 
     Raises SourceError naming the statement that was refused.
     """
+    refusals = []
     with connect(source) as here, connect(primary or source) as there:
         for step in steps:
             if step.where == "primary":
-                execute(there, step.sql)
+                refusals += _run_step(there, step)
         for step in steps:
             if step.where == "source" and primary is None:
                 execute(here, step.sql)
             elif step.where == "source":
                 _wait_replayed(here, there)
                 create_on_standby(here, there, step.sql)
+    return refusals
+
+
+def _run_step(connection: Connection, step: Step) -> list[str]:
+    # A table in use is left alone: whoever queues for its lock would hold up everybody behind it. An index that is
+    # built concurrently holds up nobody, and waits for the transactions that run.
+    execute(connection, f"set lock_timeout = '{0 if ' concurrently ' in step.sql else _LOCK_WAIT}s'")
+    try:
+        execute(connection, step.sql)
+    except SourceError as error:
+        if step.optional:
+            return [str(error)]
+        raise
+    return []
 
 
 def _wait_replayed(standby: Connection, primary: Connection) -> None:

@@ -1,11 +1,11 @@
 """Whether a source can serve a set of rules: each finding says what goes wrong, and what to run against it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
-from leasecache.invalidation.catalog import Catalog, Table
-from leasecache.invalidation.ddl import identity_ddl, needed_columns, plan, publication_ddl, qualified, whole
+from leasecache.invalidation.catalog import Catalog, Column, Table
+from leasecache.invalidation.ddl import identity_ddl, needed_columns, publication_ddl, qualified, quoted, whole
+from leasecache.invalidation.finding import Finding
+from leasecache.invalidation.fitness import judge
 from leasecache.rules import Rule, RuleSet
 
 TYPES = {  # key kind → column types (pg_type.typname) whose text renders to the same key
@@ -17,14 +17,6 @@ TYPES = {  # key kind → column types (pg_type.typname) whose text renders to t
     "bytes": frozenset({"bytea"}),
 }
 _KINDS = {kind_type: kind for kind, types in TYPES.items() for kind_type in types}
-_BY_SETUP = {
-    "publication-missing",
-    "publication-operations",
-    "not-published",
-    "published-in-part",
-    "slot-missing",
-    "identity",
-}
 _REFUSED = {
     "bpchar": "char(n) is padded with blanks; alter the column to text",
     "citext": "citext is compared without case, keys are not; alter the column to text and compare lower(...)",
@@ -32,52 +24,21 @@ _REFUSED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that is wrong."""
-
-    code: str
-    table: str | None = None
-    rule: str | None = None  # the cached function
-    consequence: str  # one sentence, without the full stop
-    remedy: tuple[str, ...] = ()  # SQL, or what to change
-    fatal: bool = True  # the daemon refuses to start
-    note: bool = False  # worth knowing, and no fault
-
-    @property
-    def by_setup(self) -> bool:
-        """Return whether `leasecache setup --apply` puts it right."""
-        return self.code in _BY_SETUP
-
-    def sentence(self) -> str:
-        """Return the finding in one line."""
-        where = ", ".join(part for part in (self.rule, self.table) if part)
-        return f"{where}: {self.consequence}" if where else self.consequence
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the finding as a JSON object."""
-        return {
-            "code": self.code,
-            "rule": self.rule,
-            "table": self.table,
-            "consequence": self.consequence,
-            "remedy": list(self.remedy),
-            "fatal": self.fatal,
-            "note": self.note,
-        }
-
-
 def lint(rules: RuleSet, catalog: Catalog) -> list[Finding]:
     """Return everything that is wrong, the server first, then rule by rule."""
-    findings = [*_server(catalog), *_publication(catalog), *_slot(catalog, rules)]
+    findings = [*judge(catalog), *_publication(catalog)]
+    findings += list(_bare(catalog))
     needed = needed_columns(catalog, rules)
+    for name in needed:
+        findings += _refused_updates(catalog.tables[name])
     for rule in rules.rules:
         table = catalog.tables.get((rule.schema, rule.table))
         if table is None:
             findings.append(_about(rule, "unknown-table", "there is no such table, so nothing invalidates these keys"))
             continue
-        unfit = list(_table(rule, table)) or list(_columns(rule, table))
-        findings += unfit or _identity(rule, table, needed[rule.schema, rule.table])
+        unfit = list(_table(rule, table)) or list(_columns(rule, table, catalog))
+        findings += unfit or _identity(rule, table, needed[rule.schema, rule.table], catalog)
+        findings += _children(rule, table, rules)
         findings += _published(rule, table, catalog)
     return findings
 
@@ -85,28 +46,6 @@ def lint(rules: RuleSet, catalog: Catalog) -> list[Finding]:
 def _about(rule: Rule, code: str, consequence: str, remedy: tuple[str, ...] = (), *, fatal: bool = True) -> Finding:
     table = f"{rule.schema}.{rule.table}"
     return Finding(code=code, rule=rule.function, table=table, consequence=consequence, remedy=remedy, fatal=fatal)
-
-
-def _server(catalog: Catalog) -> Iterator[Finding]:
-    if catalog.wal_level != "logical":
-        yield Finding(
-            code="wal-level",
-            consequence=f"wal_level is {catalog.wal_level}, so the server cannot decode changes",
-            remedy=("alter system set wal_level = 'logical'", "-- then restart the server"),
-        )
-    if catalog.in_recovery and catalog.version < 160000:
-        yield Finding(
-            code="standby-version",
-            consequence="a standby decodes from PostgreSQL 16 on, this one is older",
-            remedy=("-- name the primary in source.dsn",),
-        )
-    if catalog.in_recovery and not catalog.hot_standby_feedback:
-        yield Finding(
-            code="hot-standby-feedback",
-            consequence="hot_standby_feedback is off, so a vacuum on the primary can invalidate the standby's slot",
-            remedy=("alter system set hot_standby_feedback = on", "select pg_reload_conf()"),
-            fatal=False,
-        )
 
 
 def _publication(catalog: Catalog) -> Iterator[Finding]:
@@ -126,22 +65,30 @@ def _publication(catalog: Catalog) -> Iterator[Finding]:
         )
 
 
-def _slot(catalog: Catalog, rules: RuleSet) -> Iterator[Finding]:
-    name, slot = catalog.slot_name, catalog.slot
-    drop = f"select pg_drop_replication_slot('{name}')"
-    if slot is None:
-        create = tuple(step.sql for step in plan(catalog, rules) if step.where == "source")
-        yield Finding(code="slot-missing", consequence=f"there is no slot {name!r}", remedy=create)
-    elif slot.kind != "logical" or slot.plugin != "pgoutput":
-        what = slot.plugin or slot.kind
-        yield Finding(code="slot-plugin", consequence=f"slot {name!r} is of {what}, not of pgoutput", remedy=(drop,))
-    elif slot.database != catalog.database:
-        consequence = f"slot {name!r} belongs to database {slot.database!r}, not to {catalog.database!r}"
-        yield Finding(code="slot-database", consequence=consequence, remedy=("-- choose another source.slot",))
-    elif slot.wal_status == "lost":
-        yield Finding(
-            code="slot-lost", consequence=f"slot {name!r} has lost changes", remedy=(drop, "-- clear the cache")
-        )
+def _bare(catalog: Catalog) -> Iterator[Finding]:
+    """Report what our publication does to tables that no rule is about."""
+    for name in catalog.publication.bare if catalog.publication else ():
+        if name not in catalog.tables:
+            yield Finding(
+                code="no-identity",
+                table=".".join(name),
+                consequence="it is published without a replica identity, so the application's UPDATE and DELETE fail",
+                remedy=(f"alter table {'.'.join(map(quoted, name))} replica identity full",),
+                fatal=False,
+            )
+
+
+def _refused_updates(table: Table) -> Iterator[Finding]:
+    for one in (table, *table.partitions):
+        for sender in one.senders:
+            if not one.identity_columns <= sender.columns:
+                yield Finding(
+                    code="updates-refused",
+                    table=f"{one.schema}.{one.name}",
+                    consequence=f"publication {sender.publication!r} leaves out columns of the replica identity, "
+                    "so the application's own UPDATE and DELETE fail",
+                    remedy=(f"-- let publication {quoted(sender.publication)} send all columns of the table",),
+                )
 
 
 def _table(rule: Rule, table: Table) -> Iterator[Finding]:
@@ -150,6 +97,26 @@ def _table(rule: Rule, table: Table) -> Iterator[Finding]:
     elif table.persistence != "p":
         remedy = (f"alter table {qualified(table)} set logged",) if table.persistence == "u" else ()
         yield _about(rule, "not-logged", "changes of an unlogged or temporary table are not replicated", remedy)
+    for leaf in table.partitions:
+        if leaf.kind != "r" or leaf.persistence != "p":
+            what = (
+                f"partition {leaf.schema}.{leaf.name} is foreign or unlogged, so changes of its rows are not replicated"
+            )
+            yield _about(rule, "not-logged", what)
+
+
+def _children(rule: Rule, table: Table, rules: RuleSet) -> Iterator[Finding]:
+    covered = {(one.schema, one.table) for one in rules.rules if one.template == rule.template}
+    for child in table.children:
+        if (child.schema, child.name) not in covered:
+            name = f"{child.schema}.{child.name}"
+            yield _about(
+                rule,
+                "inherited",
+                f"a query of this table reads rows of {name} too, whose changes arrive under that name "
+                "and leave their keys stale",
+                (f"-- add row({name!r}, ...) to depends_on, or read from only {qualified(table)}",),
+            )
 
 
 def _published(rule: Rule, table: Table, catalog: Catalog) -> Iterator[Finding]:
@@ -167,15 +134,40 @@ def _published(rule: Rule, table: Table, catalog: Catalog) -> Iterator[Finding]:
         yield _about(rule, "published-in-part", why, remedy)
 
 
-def _columns(rule: Rule, table: Table) -> Iterator[Finding]:
+def _columns(rule: Rule, table: Table, catalog: Catalog) -> Iterator[Finding]:
     for name in (*rule.fields.values(), *(rule.columns or ())):
         if name not in table.columns:
             yield _about(rule, "unknown-column", f"there is no column {name!r}, so nothing invalidates these keys")
-        elif table.columns[name].generated:
-            yield _about(rule, "generated-column", f"column {name!r} is generated, and such columns are not sent")
+        elif table.columns[name].generated and not _generated_sent(table, name, catalog):
+            remedy = publication_ddl(catalog)[:1] if _sendable(table, name, catalog) else ()
+            consequence = f"column {name!r} is generated and not sent, so nothing invalidates these keys"
+            yield _about(rule, "generated-column", consequence, tuple(remedy))
     for field, name in rule.fields.items():
-        if name in table.columns and table.columns[name].type not in TYPES[rule.kinds[field]]:
-            yield _mismatch(rule, field, name, table.columns[name].type)
+        if name in table.columns:
+            yield from _type(rule, field, name, table.columns[name])
+
+
+def _sendable(table: Table, column: str, catalog: Catalog) -> bool:
+    return table.columns[column].generated == "s" and catalog.version >= 180000
+
+
+def _generated_sent(table: Table, column: str, catalog: Catalog) -> bool:
+    """Return whether a generated column is sent; without a publication, whether the one that is made would send it."""
+    if catalog.publication is None:
+        return _sendable(table, column, catalog)
+    published = catalog.publication.tables.get((table.schema, table.name))
+    return published is not None and published.columns is not None and column in published.columns
+
+
+def _type(rule: Rule, field: str, name: str, column: Column) -> Iterator[Finding]:
+    if column.type not in TYPES[rule.kinds[field]]:
+        yield _mismatch(rule, field, name, column.type)
+    elif not column.deterministic:
+        consequence = (
+            f"column {name!r} is compared by a rule of its own, keys are not: a change of one leaves others stale"
+        )
+        fix = f"-- give column {name!r} a deterministic collation, such as the default"
+        yield _about(rule, "collation", consequence, (fix,))
 
 
 def _mismatch(rule: Rule, field: str, column: str, found: str) -> Finding:
@@ -190,19 +182,21 @@ def _mismatch(rule: Rule, field: str, column: str, found: str) -> Finding:
     return _about(rule, "type-mismatch", consequence, (f"-- {fix}",))
 
 
-def _identity(rule: Rule, table: Table, needed: frozenset[str]) -> Iterator[Finding]:
+def _identity(rule: Rule, table: Table, needed: frozenset[str], catalog: Catalog) -> Iterator[Finding]:
     everywhere = (table, *table.partitions)
     lacking = sorted(set(rule.fields.values()) - frozenset.intersection(*(one.identity_columns for one in everywhere)))
     if lacking:
         columns = ", ".join(lacking)
         if not any(one.identity_columns for one in everywhere):
-            consequence = "there is no replica identity, so once published the application's own UPDATE and DELETE fail"
+            consequence = (
+                "there is no replica identity, so once it is published the application's UPDATE and DELETE fail"
+            )
         else:
             consequence = (
                 f"an UPDATE that changes {columns} leaves the entry of the old {columns} stale, "
                 f"and a DELETE does not say which {columns} the row had"
             )
-        yield _about(rule, "identity", consequence, tuple(identity_ddl(table, needed)))
+        yield _about(rule, "identity", consequence, tuple(identity_ddl(table, needed, catalog.publication_name)))
     if rule.columns is not None and any(one.identity != "f" for one in everywhere):
         consequence = (
             f"columns={rule.columns!r} filters nothing without REPLICA IDENTITY FULL: every update invalidates"

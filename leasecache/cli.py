@@ -9,7 +9,7 @@ from leasecache.errors import GapError, LeasecacheError
 
 if TYPE_CHECKING:
     from leasecache.invalidation.ddl import Step
-    from leasecache.invalidation.lint import Finding
+    from leasecache.invalidation.finding import Finding
 
 try:
     import typer
@@ -106,15 +106,15 @@ def daemon(
 
 @app.command()
 def check(config: Config = None, as_json: AsJson = False) -> None:
-    """Tell whether the database can serve the rules, and print the SQL that would help. Exit code 1 = it cannot."""
-    from leasecache.invalidation.launch import find_faults
+    """Tell whether the database can serve the rules, and print the SQL that helps. Exit code 1 = something is wrong."""
+    from leasecache.invalidation.inspection import find_faults
 
     findings = find_faults(config)
     if as_json:
         typer.echo(json.dumps([finding.to_json() for finding in findings], indent=2))
     else:
         _show_findings(findings)
-    raise typer.Exit(FOUND if findings else DONE)
+    raise typer.Exit(FOUND if any(not finding.note for finding in findings) else DONE)
 
 
 @app.command()
@@ -126,8 +126,8 @@ def setup(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print, or apply, the SQL for replica identities, publication and slot. What is there already is left alone."""
-    from leasecache.invalidation.launch import plan_setup
+    """Print, or apply, what is still to be run: replica identities, publication, triggers, slot."""
+    from leasecache.invalidation.inspection import plan_setup
 
     setup_plan = plan_setup(config)
     if as_json:
@@ -135,7 +135,8 @@ def setup(
     else:
         _show_steps(setup_plan.steps)
     if apply:
-        setup_plan.apply(primary)
+        for refusal in setup_plan.apply(primary):
+            typer.echo(f"leasecache: left out, as it is optional: {refusal}", err=True)
     for finding in setup_plan.beyond:
         typer.echo(f"leasecache: {finding.sentence()}", err=True)
     raise typer.Exit(FOUND if setup_plan.beyond else DONE)
@@ -167,13 +168,22 @@ app.add_typer(counting.app, name="counters")
 
 
 def _show_findings(findings: "list[Finding]") -> None:
-    if not findings:
+    faults = [finding for finding in findings if not finding.note]
+    notes = [finding for finding in findings if finding.note]
+    if faults:
+        table = Table("rule", "table", "consequence", show_lines=True)
+        for finding in faults:
+            table.add_row(*(Text(cell or "-") for cell in (finding.rule, finding.table, finding.consequence)))
+        Console().print(table)
+        _show_remedies(faults)
+    else:
         typer.echo("nothing is wrong")
-        return
-    table = Table("rule", "table", "consequence", show_lines=True)
-    for finding in findings:
-        table.add_row(*(Text(cell or "-") for cell in (finding.rule, finding.table, finding.consequence)))
-    Console().print(table)
+    for finding in notes:
+        typer.echo(f"-- note: {finding.sentence()}")
+        _show_remedies([finding])
+
+
+def _show_remedies(findings: "list[Finding]") -> None:
     for remedy in dict.fromkeys(sql for finding in findings for sql in finding.remedy):
         typer.echo(remedy if remedy.startswith("--") else f"{remedy};")
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from leasecache.invalidation.catalog import Catalog, read_catalog
+from leasecache.invalidation.catalog import Catalog
 from leasecache.invalidation.ddl import slot_ddl
-from leasecache.invalidation.lint import Finding, lint
+from leasecache.invalidation.finding import Finding
+from leasecache.invalidation.lint import lint
 from leasecache.invalidation.source import connect
+from leasecache.invalidation.survey import read_catalog
 from leasecache.invalidation.triggers import triggers_ddl
 from leasecache.lab import PostgresServer
 from leasecache.rules import Rule, RuleSet
@@ -34,8 +36,9 @@ class Clerk:
             return read_catalog(connection, SLOT, "leasecache", RuleSet(namespace=None, rules=rules))
 
     def findings(self, *rules: Rule) -> list[Finding]:
-        """Return what is wrong for these rules."""
-        return lint(RuleSet(namespace=None, rules=rules), self.catalog(*rules))
+        """Return what is wrong for these rules, notes apart."""
+        found = lint(RuleSet(namespace=None, rules=rules), self.catalog(*rules))
+        return [finding for finding in found if not finding.note]
 
     def codes(self, *rules: Rule) -> list[str]:
         """Return the codes of what is wrong."""

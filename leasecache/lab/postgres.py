@@ -70,9 +70,9 @@ class PostgresServer(Server):
             self.version, name=name, upstream=self, settings={**self._inherited(), **(settings or {})}
         )
 
-    def dsn(self, dbname: str = DATABASE) -> str:
-        """Return the connection URL of the superuser."""
-        return f"postgresql://{SUPERUSER}@{self.address}/{dbname}"
+    def dsn(self, dbname: str = DATABASE, *, user: str = SUPERUSER) -> str:
+        """Return the connection URL of the superuser, or of another role."""
+        return f"postgresql://{user}@{self.address}/{dbname}"
 
     def connect(self, dbname: str = DATABASE, **options: Any) -> psycopg.Connection[Any]:
         """Open a connection in autocommit mode; `options` are those of `psycopg.connect`."""

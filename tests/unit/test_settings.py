@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from leasecache.errors import ConfigError
-from leasecache.invalidation.launch import read_configuration
+from leasecache.invalidation.configuration import read_configuration
 from leasecache.invalidation.settings import Settings, import_rules, load_rules, load_settings
 from leasecache.rules import Rule, RuleSet
 
@@ -178,8 +178,27 @@ def configuration(tmp_path: Path, namespace: str | None, rules: tuple[Rule, ...]
 @pytest.mark.parametrize("namespace", ["shop", None])
 def test_rules_get_the_namespace_of_the_cache(tmp_path: Path, namespace: str | None) -> None:
     """Rules are rendered under the namespace of the cache's URL; a file is found beside the configuration."""
-    _, rules, _, store = read_configuration(configuration(tmp_path, namespace))
+    _, rules, _, (store,) = read_configuration(configuration(tmp_path, namespace))
     assert (rules.namespace, store.namespace, rules.rules) == ("shop", "shop", (RULE,))
+
+
+def test_several_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further caches are opened in their order, and must be others under the same namespace."""
+    path = configuration(tmp_path, "shop")
+
+    def stores(more: str) -> list[str]:
+        monkeypatch.setenv("LEASECACHE_CACHE_MORE", more)
+        return [store.namespace for store in read_configuration(path).stores]
+
+    assert stores("redis://h:6379/0?namespace=shop, memcached://h:1?namespace=shop") == ["shop"] * 3
+    for more, fault in [
+        ("redis://h:6379/0?namespace=blog", r"cache\.more\[0\] has namespace 'blog', cache\.url has 'shop'"),
+        ("redis://h:6379/0?namespace=shop,memory://", r"cache\.more\[1\].*only caches on the network"),
+        ("gopher://h", r"cache\.more\[0\]: .*scheme"),
+        ("memcached://10.2.0.1:11211?namespace=shop", "twice"),
+    ]:
+        with pytest.raises(ConfigError, match=fault):
+            stores(more)
 
 
 def test_rules_of_another_namespace(tmp_path: Path) -> None:
