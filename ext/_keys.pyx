@@ -192,6 +192,29 @@ cdef bint _looks_shortened(const char *key) noexcept:
     return True
 
 
+def delete_requests(keys, Py_ssize_t most):
+    """Return requests that delete these keys quietly, each of at most `most` bytes or for one key."""
+    cdef char room[KEY_ROOM]
+    cdef Text out
+    cdef Py_ssize_t size
+    cdef list requests = []
+    begin(&out, room, sizeof(room))
+    try:
+        for key in keys:
+            size = PyBytes_GET_SIZE(<bytes?>key)
+            if out.size and out.size + size + 7 > most:
+                requests.append(PyBytes_FromStringAndSize(out.data, out.size))
+                out.size = 0
+            put(&out, b"md ", 3)
+            put(&out, PyBytes_AS_STRING(<bytes>key), size)
+            put(&out, b" q\r\n", 4)
+        if out.size:
+            requests.append(PyBytes_FromStringAndSize(out.data, out.size))
+        return requests
+    finally:
+        drop(&out)
+
+
 cdef class Renderer:
     """Renders the keys of one template, from Python arguments or from Postgres text, to the same bytes."""
 

@@ -7,7 +7,6 @@ router, which say what is wrong with it or what it means. So there is one place 
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Clear, PyDict_GetItem, PyDict_Next, PyDict_SetDefault, PyDict_SetItem, PyDict_Size
-from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.ref cimport PyObject
@@ -157,9 +156,38 @@ cdef Py_ssize_t *_positions(object positions, Py_ssize_t width) except NULL:
 
 cdef int _add(dict keys, bytes key, object stale_for) except -1:
     cdef object known = <object>PyDict_SetDefault(keys, key, stale_for)
-    if known is not stale_for and PyFloat_AS_DOUBLE(stale_for) < PyFloat_AS_DOUBLE(known):
+    if known is not stale_for and stale_for < known:
         PyDict_SetItem(keys, key, stale_for)
     return 0
+
+
+def merge(dict keys not None, dict more not None):
+    """Add `more` to `keys`, each with the s it may be served stale; of two times for one key the shorter holds."""
+    cdef PyObject *key
+    cdef PyObject *stale_for
+    cdef Py_ssize_t at = 0
+    if not keys:
+        keys.update(more)
+        return
+    while PyDict_Next(more, &at, &key, &stale_for):
+        _add(keys, <object>key, <object>stale_for)
+
+
+def name(dict groups not None, dict keys not None, bytes prefix, bint plain):
+    """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both."""
+    cdef PyObject *key
+    cdef PyObject *stale_for
+    cdef PyObject *known = NULL
+    cdef Py_ssize_t at = 0
+    cdef list group = None
+    while PyDict_Next(keys, &at, &key, &stale_for):
+        if stale_for != known:
+            known = stale_for
+            group = groups.setdefault(<object>stale_for, [])
+        if prefix is not None:
+            group.append(prefix + <bytes>key)
+        if plain:
+            group.append(<bytes>key)
 
 
 cdef class Plan:
@@ -433,7 +461,7 @@ cdef class Walk:
             self._keys, self._complete_keys = self._complete_keys, self._keys
             return True
         while PyDict_Next(self._keys, &at, &key, &stale_for):
-            _add(self._complete_keys, <bytes>key, <object>stale_for)
+            _add(self._complete_keys, <object>key, <object>stale_for)
         PyDict_Clear(self._keys)
         return True
 

@@ -3,6 +3,12 @@
 from leasecache.invalidation.router import Target
 from leasecache.invalidation.stream import Run
 
+def merge(keys: dict[bytes, float], more: dict[bytes, float]) -> None:
+    """Add `more` to `keys`, each with the s it may be served stale; of two times for one key the shorter holds."""
+
+def name(groups: dict[float, list[bytes]], keys: dict[bytes, float], prefix: bytes | None, plain: bool) -> None:
+    """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both."""
+
 class Walker:
     """Takes the frames that need no second thought: begins, changes whose keys the stream tells, commits."""
 

@@ -1,9 +1,30 @@
-"""Pure-Python twin of `leasecache.invalidation._pgoutput`: no short way.
+"""Pure-Python twin of `leasecache.invalidation._pgoutput`: what is done with keys by the thousand, and no short way.
 
 The long way, by `pgoutput` and `router`, takes every frame; it is the oracle of the compiled code.
 """
 
 from typing import Any
+
+
+def merge(keys: dict[bytes, float], more: dict[bytes, float]) -> None:
+    """Add `more` to `keys`, each with the s it may be served stale; of two times for one key the shorter holds."""
+    if not keys:
+        keys.update(more)
+        return
+    for key, stale_for in more.items():
+        known = keys.get(key)
+        if known is None or stale_for < known:
+            keys[key] = stale_for
+
+
+def name(groups: dict[float, list[bytes]], keys: dict[bytes, float], prefix: bytes | None, plain: bool) -> None:
+    """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both."""
+    for key, stale_for in keys.items():
+        group = groups.setdefault(stale_for, [])
+        if prefix is not None:
+            group.append(prefix + key)
+        if plain:
+            group.append(key)
 
 
 class Walker:

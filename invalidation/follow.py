@@ -34,6 +34,8 @@ class Limits:
     gate_idle: float = 5.0  # s between questions while nothing is held: a network may lose a reader without a word
     pending: int = 500_000  # keys and transactions held before the stream is not read
     frames: int = 2_000  # read per turn
+    flood: int = 64  # frames at once that show the source to be ahead of us ...
+    collect: float = 0.002  # s to let more of them arrive then: a call to the system for each would cost most of all
     drain: float = 10.0  # s to finish what is in flight when told to stop
 
 
@@ -61,6 +63,7 @@ class Follower:
         self._gate_due = 0.0
         self._gate_delay = limits.gate_first
         self._unread = True  # libpq may have frames that the socket will not announce
+        self._read_at = 0.0  # monotonic s
         self._reply = True
         self._reported_at = 0.0
         self._reported = 0
@@ -81,10 +84,10 @@ class Follower:
         reading = reading and not self._full()
         self._wait(wake, reading)
         now = time.monotonic()
-        if reading:
-            self._read(now)
-        else:
+        if not reading:
             self._heard_at = now  # who does not listen cannot complain of silence
+        elif now >= self._read_at:
+            self._read(now)
         self._pass_gate(now)
         self._dispatcher.step(now)
         self._observe()
@@ -97,7 +100,8 @@ class Follower:
         now = time.monotonic()
         poll = select.poll()
         poll.register(wake, select.POLLIN)
-        events = (select.POLLIN if reading else 0) | (select.POLLOUT if self._replication.flush() else 0)
+        listening = reading and now >= self._read_at
+        events = (select.POLLIN if listening else 0) | (select.POLLOUT if self._replication.flush() else 0)
         if events:
             poll.register(self._replication.socket, events)
         for socket in self._gate.sockets:  # also while nothing is asked: a reader that crashes ends the connection
@@ -109,7 +113,7 @@ class Follower:
             return now
         progress = self._dispatcher.acknowledged > self._reported
         due = self._reported_at + (self._limits.acknowledge_every if progress else self._limits.status_every)
-        due = min(due, self._next_question())
+        due = min(due, self._next_question(), self._read_at if reading and now < self._read_at else math.inf)
         node = self._dispatcher.next_due(now)
         return due if node is None else min(due, now + node)
 
@@ -123,6 +127,8 @@ class Follower:
     def _read(self, now: float) -> None:
         frames = self._replication.read(self._limits.frames)
         self._unread = len(frames) == self._limits.frames
+        if len(frames) >= self._limits.flood and not self._unread:
+            self._read_at = now + self._limits.collect
         if frames:
             self._heard_at = now
         elif self._limits.silence and now - self._heard_at > self._limits.silence:

@@ -158,17 +158,24 @@ class Replication:
         """Return the frames that are there, at most `limit`. Raises SourceError when the conversation has ended."""
         frames: list[bytes] = []
         try:
-            self._pq.consume_input()
-            while len(frames) < limit:
-                size, data = self._pq.get_copy_data(1)
-                if size == 0:
-                    break
-                if size < 0:
-                    raise SourceError(f"the source ended the stream: {_first_line(self._pq.get_result())}")
-                frames.append(bytes(data))
+            known = -1
+            while known < len(frames) < limit:  # libpq takes 16 KiB at a time
+                known = len(frames)
+                self._pq.consume_input()
+                self._collect(frames, limit)
         except psycopg.Error as error:
             raise SourceError(f"the stream broke: {_reason(error)}") from None
         return frames
+
+    def _collect(self, frames: list[bytes], limit: int) -> None:
+        get = self._pq.get_copy_data
+        while len(frames) < limit:
+            size, data = get(1)
+            if size == 0:
+                return
+            if size < 0:
+                raise SourceError(f"the source ended the stream: {_first_line(self._pq.get_result())}")
+            frames.append(bytes(data))
 
     def send(self, frame: bytes) -> None:
         """Queue a frame and send what the socket takes."""

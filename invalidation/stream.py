@@ -27,7 +27,7 @@ from leasecache.invalidation.pgoutput import (
     Update,
     decode,
 )
-from leasecache.invalidation.walker import Walker
+from leasecache.invalidation.walker import Walker, merge
 from leasecache.invalidation.wire import Reader
 from leasecache.messages import DDL_PREFIX, PREFIX
 
@@ -127,13 +127,8 @@ class Touched:
 
     def merge(self, other: "Touched") -> None:
         """Add what another transaction has touched."""
-        if self.keys:
-            for key, stale_for in other.keys.items():
-                self.touch(key, stale_for)
-        else:
-            self.keys = other.keys
-        for key, stale_for in other.explicit.items():
-            self.name(key, stale_for)
+        merge(self.keys, other.keys)
+        merge(self.explicit, other.explicit)
         self.everything = self.everything or other.everything
         self.losses.update(other.losses)
         self.table_rows.update(other.table_rows)

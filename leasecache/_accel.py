@@ -29,7 +29,7 @@ if TYPE_CHECKING or IMPL == "python":
         RingReader,
         Tally,
     )
-    from leasecache._pure_keys import Renderer, Ring, percent_encode, shorten
+    from leasecache._pure_keys import Renderer, Ring, delete_requests, percent_encode, shorten
     from leasecache._pure_mux import Mux, MuxReader
     from leasecache._pure_pending import Pending
     from leasecache._pure_states import ConnectionState, EpochState, PoolState, ProbeState, RecordState, TrustState
@@ -52,7 +52,7 @@ else:
         TrustState,
     )
     from leasecache._hot import Reply, Wire, parse_reply
-    from leasecache._keys import Renderer, Ring, percent_encode, shorten
+    from leasecache._keys import Renderer, Ring, delete_requests, percent_encode, shorten
     from leasecache._mux import Mux, MuxReader, Pending
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "Tally",
     "TrustState",
     "Wire",
+    "delete_requests",
     "parse_reply",
     "percent_encode",
     "shorten",

@@ -1,6 +1,6 @@
 """Compiled twin of `leasecache._pure_keys`: the rendering of keys, and which node owns one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 def percent_encode(text: bytes) -> bytes:
@@ -8,6 +8,9 @@ def percent_encode(text: bytes) -> bytes:
 
 def shorten(key: bytes) -> bytes:
     """Return `key`, or its first 187 bytes, `~` and the BLAKE2b-128 of the whole when it exceeds 220 bytes."""
+
+def delete_requests(keys: Iterable[bytes], most: int) -> list[bytes]:
+    """Return requests that delete these keys quietly, each of at most `most` bytes or for one key."""
 
 class Renderer:
     """Renders the keys of one template, from Python arguments or from Postgres text, to the same bytes."""

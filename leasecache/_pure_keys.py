@@ -8,7 +8,7 @@ import hashlib
 import re
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 KIND_INT, KIND_STR, KIND_BOOL, KIND_UUID, KIND_DATE, KIND_BYTES = range(6)
@@ -41,6 +41,20 @@ def shorten(key: bytes) -> bytes:
     if len(key) < KEY_LIMIT or (len(key) == KEY_LIMIT and not _SHORTENED(key)):
         return key
     return key[:KEY_HEAD] + b"~" + hashlib.blake2b(key, digest_size=16).hexdigest().encode()
+
+
+def delete_requests(keys: Iterable[bytes], most: int) -> list[bytes]:
+    """Return requests that delete these keys quietly, each of at most `most` bytes or for one key."""
+    requests: list[bytes] = []
+    size = most
+    for key in keys:
+        command = b"md %b q\r\n" % key
+        if size + len(command) > most:
+            requests.append(b"")
+            size = 0
+        requests[-1] += command
+        size += len(command)
+    return requests
 
 
 class Renderer:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pymemcache.client.base import Client
 
 from leasecache import _accel
-from leasecache._accel import Reply, Wire
+from leasecache._accel import Reply, Wire, delete_requests
 from leasecache.codecs import UNCACHEABLE
 from leasecache.errors import NodeError
 from leasecache.guard import NO_RUN
@@ -95,18 +95,14 @@ class MemcachedNode(MemcachedLink):
 
         Returns once the server has acknowledged every key. Raises NodeError when it has not; repeating is safe.
         """
-        for part in chunks(list(dict.fromkeys(keys)), size_of_key):
-            self._invalidate(part, stale_for)
+        self._invalidate(keys, stale_for, None)
 
     def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> bytes | None:
         """Invalidate these keys, which are those on the wire; then return the guard record, None = absent.
 
         Raises NodeError.
         """
-        *parts, last = [*chunks(list(dict.fromkeys(keys)), size_of_key)] or [[]]
-        for part in parts:
-            self._invalidate(part, stale_for)
-        return self._invalidate(last, stale_for, guard_key)
+        return self._invalidate(keys, stale_for, guard_key)
 
     def run(self) -> str:
         """Return the mark of a server that forgets everything when it ends."""
@@ -206,21 +202,38 @@ class MemcachedNode(MemcachedLink):
         with contextlib.suppress(NodeError):  # then it runs out by itself
             self.release(lease)
 
-    def _invalidate(self, keys: Sequence[bytes], stale_for: float, guard_key: bytes | None = None) -> bytes | None:
-        """Invalidate what fits into one request; with a guard key return the record as it stands after that."""
-        for _ in range(meta.LOOKS if stale_for >= 1 else 0):
+    def _invalidate(self, keys: Sequence[bytes], stale_for: float, guard_key: bytes | None) -> bytes | None:
+        """Invalidate; with a guard key return the record as it stands after that."""
+        once = dict.fromkeys(keys)
+        if not once and guard_key is None:
+            return None
+        if stale_for < 1:
+            return self._delete(once, guard_key)
+        *parts, last = [*chunks(list(once), size_of_key)] or [[]]
+        for part in parts:
+            self._leave_stale(part, stale_for, None)
+        return self._leave_stale(last, stale_for, guard_key)
+
+    def _leave_stale(self, keys: Sequence[bytes], stale_for: float, guard_key: bytes | None) -> bytes | None:
+        for _ in range(meta.LOOKS):
             all_marked, record = self._mark_stale(keys, stale_for, guard_key)
             if all_marked:
                 return record
         return self._delete(keys, guard_key)
 
-    def _delete(self, keys: Sequence[bytes], guard_key: bytes | None) -> bytes | None:
+    def _delete(self, keys: Iterable[bytes], guard_key: bytes | None) -> bytes | None:
+        *requests, last = delete_requests(keys, CHUNK) or [b""]
+        for request in requests:
+            self._deleted(request, None)
+        return self._deleted(last, guard_key)
+
+    def _deleted(self, request: bytes, guard_key: bytes | None) -> bytes | None:
         def read(replies: list[Reply], epoch: int, born: int, context: None) -> bytes | None:
             deleted, record = meta.split_record(replies, guard_key)
             meta.read_acknowledgement(deleted, epoch, born, None)
             return record
 
-        request = meta.then_record(meta.delete_quietly(keys), guard_key)
+        request = meta.then_record(request + meta.NOOP, guard_key)
         return self._exchange(lambda c: request, QUIET, read, None)
 
     def _mark_stale(

@@ -5,10 +5,11 @@ Source: memcached doc/protocol.txt, "Meta Commands"; behaviour of 1.6.18 and lat
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from leasecache._accel import Reply
+from leasecache._accel import Reply, delete_requests
 from leasecache.errors import NodeError, ProtocolError
 from leasecache.guard import wire_key
 from leasecache.lease import (
@@ -67,7 +68,7 @@ def lease_set(key: bytes, cas: int, flags: int, body: bytes, ttl: int, mark: byt
 
 def delete_quietly(keys: Iterable[bytes]) -> bytes:
     """Delete values and stubs; only misses are answered. Ends with a no-op whose MN acknowledges them all."""
-    return b"".join([b"md %b q\r\n" % key for key in keys]) + NOOP
+    return b"".join(delete_requests(keys, sys.maxsize)) + NOOP
 
 
 def read_record(guard_key: bytes) -> bytes:
