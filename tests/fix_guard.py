@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from leasecache.guard import NO_RUN, RECORD_FLAGS, Record, function_marks, guard_key, ring_mark
-from leasecache.lease import Hit, Lease, Stored
+from leasecache.lease import Ask, Hit, Lease, Stored, Token
 from leasecache.rules import Rule
 from leasecache.stores.base import LeaseNode
 
@@ -55,6 +55,41 @@ class Voucher:
     def withdraw(self) -> None:
         """Let the record go, as when it runs out."""
         self.node.invalidate([self.key])
+
+
+class Guarded:
+    """A guarded store of which everything is asked for one function, under the names of `Store`."""
+
+    def __init__(self, store: Any, mark: bytes) -> None:
+        self._store = store
+        self._mark = mark
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0) -> Any:
+        """Ask with the mark."""
+        return self._store.lease_get(key, lease_for, refresh_ahead, self._mark)
+
+    def lease_get_many(self, asks: Sequence[Ask]) -> Any:
+        """Ask with the mark."""
+        return self._store.lease_get_many([ask._replace(mark=self._mark) for ask in asks])
+
+    def reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Any:
+        """Return a reader that asks with the mark."""
+        return self._store.reader(lease_for, refresh_ahead, flags, self._mark)
+
+    def batch_reader(self, lease_for: float, refresh_ahead: float, flags: int) -> Any:
+        """Return a reader that asks with the mark."""
+        return self._store.batch_reader(lease_for, refresh_ahead, flags, self._mark)
+
+    def steal(self, key: bytes, token: Token, lease_for: float) -> Any:
+        """Steal with the mark."""
+        return self._store.steal(key, token, lease_for, self._mark)
+
+    def look(self, key: bytes) -> Any:
+        """Look with the mark."""
+        return self._store.look(key, self._mark)
 
 
 def new_generation() -> int:

@@ -1,6 +1,7 @@
 """Stores under test: in memory, on Redis and on memcached; what is compiled also by its pure twin."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.memory import MemoryStore
 from leasecache.stores.routed import RoutedStore
 from tests.driven import DrivenStore
+from tests.fix_guard import Guarded, Voucher
 from tests.twins import USABLE
 
 T = TypeVar("T")
@@ -63,13 +65,22 @@ REDIS = {"redis": "shared_redis", "redis_cluster": "shared_redis_cluster"}
 ASYNC_REDIS = [f"async_{kind}" for kind in REDIS]
 
 
-@pytest.fixture(params=[*REDIS, *ASYNC_REDIS, *KINDS, *ASYNC_KINDS])
+GUARDED = ["guarded_memcached-c", "guarded_memcached-python", "guarded_memcached_e-c", "guarded_redis"]
+ASYNC_GUARDED = ["async_guarded_memcached-c", "async_guarded_memcached_e-python", "async_guarded_redis"]
+
+
+@pytest.fixture(params=[*REDIS, *ASYNC_REDIS, *KINDS, *ASYNC_KINDS, *GUARDED, *ASYNC_GUARDED])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Each store, sync and async; in memory and on memcached of either kind by compiled code and by its pure twin."""
-    if "redis" in request.param:
+    """Each store, sync and async; in memory and on memcached of either kind by compiled code and by its pure twin.
+
+    Of guarded ones everything is asked for one function, for which somebody vouches.
+    """
+    if "guarded" in request.param:
+        opened: Any = _guarded(request, monkeypatch)
+    elif "redis" in request.param:
         driven, kind = request.param.startswith("async_"), request.param.removeprefix("async_")
         url = request.getfixturevalue(REDIS[kind]).url
-        opened: Any = DrivenStore(open_async_store(url), asyncio.new_event_loop()) if driven else open_store(url)
+        opened = DrivenStore(open_async_store(url), asyncio.new_event_loop()) if driven else open_store(url)
     else:
         kind, _, implementation = request.param.partition("-")
         use_twin(implementation, monkeypatch)
@@ -80,6 +91,22 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
             opened = DrivenStore(opened, LOOPS[loop]())
     yield opened
     opened.close()
+
+
+def _guarded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Guarded:
+    kind, _, implementation = request.param.replace("guarded_", "").partition("-")
+    use_twin(implementation or "c", monkeypatch)
+    driven, kind = kind.startswith("async_"), kind.removeprefix("async_")
+    if kind == "memcached":
+        monkeypatch.setattr(greeting, "EXPLICIT_VERSION", (99,))
+    base = request.getfixturevalue((SERVERS | REDIS)[kind])
+    url = getattr(base, "url", None) or f"memcached://{base.address}"
+    url = f"{url}?namespace=t{uuid.uuid4().hex}&guard=daemon"
+    with contextlib.closing(open_store(url)) as plain:
+        node: Any = plain.nodes[0]
+        Voucher(node, namespace=plain.namespace, run=node.run()).vouch(marks=[b"0123456789ab"])
+    store = DrivenStore(open_async_store(url), asyncio.new_event_loop()) if driven else open_store(url)
+    return Guarded(store, b"0123456789ab")
 
 
 def use_twin(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:

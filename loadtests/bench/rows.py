@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from loadtests.bench import aio, batches, herd, hits, keys, memory_hits, redis_hits, rivals, stream
+from loadtests.bench import aio, batches, guarded, herd, hits, keys, memory_hits, redis_hits, rivals, stream
 from loadtests.bench.instructions import INSTRUCTIONS, counted
 from loadtests.bench.row import OURS, Figure, Goal, Role, Row, Side
 from loadtests.bench.slices import TIME, timed
@@ -82,6 +82,31 @@ P1I = Row(
             unit="",
             floor="raw socket",
             goals=(Goal(at_most=0.35, of=("pymemcache get",)),),
+        ),
+    ),
+    measure=counted,
+    right=hits.has_value,
+)
+
+P1G = Row(
+    name="P1g",
+    work="a guarded hit, the guard record read with it",
+    sides=(floor("raw socket", guarded.floor), ours(guarded.ours), ours(hits.ours, "leasecache, unguarded")),
+    figures=times(of="raw socket", goals=(Goal(at_most=1.08, of=("raw socket",)),)),
+    measure=timed,
+    right=hits.has_value,
+)
+
+P1GI = Row(
+    name="P1gi",
+    work="user-space instructions of a guarded hit",
+    sides=(floor("raw socket", guarded.floor), ours(guarded.ours), ours(hits.ours, "leasecache, unguarded")),
+    figures=(
+        Figure(
+            name=INSTRUCTIONS,
+            unit="",
+            floor="raw socket",
+            goals=(Goal(at_most=1.25, of=("leasecache, unguarded",)),),
         ),
     ),
     measure=counted,
@@ -269,4 +294,4 @@ P9 = Row(
     measure=stream.Following(),
 )
 
-ROWS = (P1, P1T, P1I, P2, P3, P4, P5, P6, P6K, P6S, P6R, P7, P7U, P8, P8S, P9)
+ROWS = (P1, P1T, P1I, P1G, P1GI, P2, P3, P4, P5, P6, P6K, P6S, P6R, P7, P7U, P8, P8S, P9)
