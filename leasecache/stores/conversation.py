@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from leasecache.errors import LeasecacheError, NodeError, NodeTimeout
@@ -33,7 +33,7 @@ class Conversation(asyncio.Protocol):
         answer = self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         try:
-            return await asyncio.wait_for(answer, self._timeout)
+            return await within(self._timeout, answer)
         except asyncio.TimeoutError:
             raise NodeTimeout(f"no answer within {self._timeout:g} s") from None
 
@@ -110,7 +110,7 @@ class Caller:
     async def _greeted(self) -> tuple[Conversation, Terms]:
         conversation = Conversation(self._timeout)
         try:
-            await asyncio.wait_for(self._connect(conversation), self._connect_timeout)
+            await within(self._connect_timeout, self._connect(conversation))
             found = await conversation.ask(greeting.request(self._credentials), self._read_greeting)
             return conversation, greeting.terms(found, proxied=self._proxied)
         except BaseException:
@@ -131,3 +131,17 @@ class Caller:
             )
         else:
             await loop.create_connection(lambda: conversation, *self._address, ssl=self._context)
+
+
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """Do what `asyncio.wait_for` does. Before Python 3.12 that loses a cancellation which comes with the result."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+    if task.cancelled():
+        raise asyncio.TimeoutError
+    return task.result()

@@ -18,6 +18,7 @@ from leasecache.lab import MemcachedServer, TcpProxy
 from leasecache.lab.memcached import Certificate
 from leasecache.lease import Hit, Lease, Refused, Stored
 from leasecache.stores.amemcached import AsyncMemcachedNode
+from leasecache.stores.conversation import Conversation, within
 from leasecache.stores.dial import Tls
 from tests.integration.test_garbage import GARBAGE
 
@@ -405,3 +406,36 @@ def test_user_and_password(run: Run) -> None:
 
     with MemcachedServer(credentials=("app", "s3cret")) as server:
         run(main(server.url))
+
+
+def test_cancellation_is_not_lost_to_an_answer(run: Run) -> None:
+    """Whoever is cancelled in the turn in which a look is answered, or a connection is there, is cancelled.
+
+    Guard: `within`, in whose place `asyncio.wait_for` of Python 3.11 returns the answer.
+    """
+
+    async def main() -> None:
+        conversation, transport = Conversation(BOUND), Sink()
+        conversation.connection_made(transport)
+        asked = asyncio.ensure_future(conversation.ask(b"mn\r\n", lambda data: data))
+        await transport.written.wait()
+        conversation.data_received(b"MN\r\n")
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert asked.cancelled()
+        late = asyncio.ensure_future(within(0.001, asyncio.sleep(BOUND)))
+        with pytest.raises(asyncio.TimeoutError):
+            await late
+        assert await within(BOUND, asyncio.sleep(0, "done")) == "done"
+
+    run(main())
+
+
+class Sink:
+    """A transport that says when something is written."""
+
+    def __init__(self) -> None:
+        self.written = asyncio.Event()
+
+    def write(self, data: bytes) -> None:
+        self.written.set()
