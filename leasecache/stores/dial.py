@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheError
 
-from leasecache.errors import ConfigError, LeasecacheError, NodeError, NodeTimeout
+from leasecache.errors import ConfigError, GuardError, LeasecacheError, NodeError, NodeTimeout
 from leasecache.stores import greeting
 from leasecache.stores.greeting import Credentials, Terms
 
@@ -145,6 +145,8 @@ class Dialer:
         label = f"memcached {self._name}"
         try:
             yield
+        except GuardError:  # not of a connection, and names the node
+            raise
         except LeasecacheError as error:
             raise type(error)(f"{label}: {error}") from error
         except TimeoutError as error:

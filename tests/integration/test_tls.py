@@ -9,10 +9,13 @@ import pytest
 import trustme
 
 from leasecache import Cache, ConfigError, Hit, Lease, NodeError, Stored
+from leasecache.errors import GuardError
 from leasecache.lab import MemcachedServer
 from leasecache.lab.memcached import Certificate
 from leasecache.stores.dial import Tls
 from leasecache.stores.memcached import MemcachedNode
+from leasecache.stores.routed import RoutedStore
+from tests.fix_guard import Voucher
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,29 @@ def test_fork_with_an_open_tls_connection(server: MemcachedServer, files: Path) 
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
         use(cache)
+
+
+def test_guarded_over_tls(server: MemcachedServer, files: Path) -> None:
+    """The record and the value come over Python's socket, are compared and judged as over any other."""
+    node, vouching = [MemcachedNode(server.address, tls=Tls(ca=f"{files}/ca.pem")) for _ in range(2)]
+    RoutedStore([node], guarded=True)
+    voucher = Voucher(vouching)
+    read = node.reader(10, 0, 0x10000001, b"0123456789ab")
+    voucher.vouch(marks=[b"0123456789ab"])
+    lease = read(b"item")
+    assert isinstance(lease, Lease)
+    assert node.lease_set(lease, 0x10000001, b"x" * 100_000, 60) == Stored()
+    assert read(b"item") == b"x" * 100_000
+    found = node.look(b"item", b"0123456789ab")
+    assert found is not None
+    assert found.value == b"x" * 100_000
+    voucher.bump()
+    assert isinstance(read(b"item"), Lease)
+    voucher.withdraw()
+    with pytest.raises(GuardError):
+        read(b"item")
+    node.close()
+    vouching.close()
 
 
 def test_restart_over_tls_costs_no_failed_call(server: MemcachedServer, files: Path) -> None:
