@@ -46,6 +46,7 @@ class Readers:
         self._observer = observer
         self._gates: dict[str, str] = {}  # reader → its gate
         self._known_away: set[str] = set()
+        self._known_rewound: set[str] = set()
 
     def open(self) -> None:
         """Connect to the source, and to every reader that is there; later calls only look whether the source is.
@@ -54,6 +55,7 @@ class Readers:
         """
         if self._gates:
             self._source.attend()
+            self._notice()
             if self._source.away:
                 raise SourceError(self._source.away)
             return
@@ -165,6 +167,7 @@ class Readers:
 
     def trust(self) -> None:
         """Rely again on what readers show: all of it is back, and what was read before is void."""
+        self._known_rewound.clear()
         for reader in self._all:
             reader.rewound = None
             self._report(reader)
@@ -177,8 +180,11 @@ class Readers:
                 if reader.name not in self._known_away:
                     self._known_away.add(reader.name)
                     event(logging.WARNING, "reader-away", reader=reader.name, reason=reason, w="held")
-            elif reader.name not in self._gates or reader.name in self._known_away:
+            elif reader.name in self._known_away or reader.name not in self._gates:
                 self._welcome(reader)
+            if reader.rewound is not None and reader.name not in self._known_rewound:
+                self._known_rewound.add(reader.name)
+                self._observer.reader_rewound(reader.name, reader.rewound)
 
     def _welcome(self, reader: Reader) -> None:
         if reader.name in self._known_away:
@@ -190,8 +196,6 @@ class Readers:
         if identity.incarnation is None and reader.name not in self._gates:
             fix = f"GRANT pg_monitor TO {identity.user}"
             event(logging.WARNING, "reader-unrecognised", reader=reader.name, why=_UNRECOGNISED, fix=fix)
-        if reader.rewound is not None:
-            self._observer.reader_rewound(reader.name, reader.rewound)
         self._tell_gate(reader)
 
     def _tell_gate(self, reader: Reader) -> None:
