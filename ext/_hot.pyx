@@ -78,6 +78,7 @@ cdef class Reply:
         self.opaque = -1
 
 
+cdef Reply _ABSENT = Reply(b"NF")  # nobody can change it, and deletions of what is not there are answered by thousands
 cdef dict _CODES = {code: code for code in (b"HD", b"EN", b"NF", b"NS", b"EX", b"MN")}
 
 
@@ -92,6 +93,9 @@ cdef Reply _read_reply(const char *data, Py_ssize_t end, Py_ssize_t *position):
         if end - start > LINE_LIMIT + 1:  # one byte more may be the CR of a line that is just short enough
             raise ProtocolError("reply line is longer than the protocol allows")
         return None
+    if line_end - start == 2 and data[start] == c'N' and data[start + 1] == c'F':
+        position[0] = line_end + 2
+        return _ABSENT
     space = start
     while space < line_end and data[space] != c' ':
         space += 1

@@ -5,10 +5,13 @@ Whatever is not regular in every byte is left alone and goes the long way, by le
 router, which say what is wrong with it or what it means. So there is one place for errors, and here is none.
 """
 
+import ctypes
+import sys
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Clear, PyDict_GetItem, PyDict_Next, PyDict_SetDefault, PyDict_SetItem, PyDict_Size
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.list cimport PyList_GET_ITEM
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.ref cimport PyObject
 from libc.string cimport memcmp
 
@@ -16,6 +19,7 @@ from leasecache._keys cimport Column, Renderer, Text, begin, drop
 
 
 cdef enum:
+    FIRST_ROOM = 256  # frames
     MOST_COLUMNS = 1664  # Postgres's MaxTupleAttributeNumber
     KEY_ROOM = 512
     EVERY_UPDATE = -1
@@ -85,7 +89,7 @@ cdef bint _equal(const Row *one, const Row *other, Py_ssize_t i) noexcept nogil:
     return one.kinds[i] != c't' or not memcmp(one.columns[i].data, other.columns[i].data, one.columns[i].size)
 
 
-cdef class Route:
+cdef class _Route:
     """A rule, against the columns of one relation."""
 
     cdef Renderer renderer
@@ -190,7 +194,7 @@ def name(dict groups not None, dict keys not None, bytes prefix, bint plain):
             group.append(<bytes>key)
 
 
-cdef class Plan:
+cdef class _Plan:
     """What changes of one relation touch; without routes they are counted only."""
 
     cdef str table  # None = without rules
@@ -210,12 +214,12 @@ cdef class Plan:
             raise ValueError("a relation has too many columns")
         self.table = target.table
         self.width = target.width
-        self.routes = tuple([Route(route, self.table, self.width) for route in target.routes])
+        self.routes = tuple([_Route(route, self.table, self.width) for route in target.routes])
         for i in range(self.width):
             self.identity[i] = i in target.keys
 
     cdef bint insert(self, Cursor *cursor, Row *new, dict keys) except -1:
-        cdef Route route
+        cdef _Route route
         if not _take_letter(cursor, c'N') or not _take_row(cursor, new, self.width) or cursor.at != cursor.end:
             return False
         for route in self.routes:
@@ -228,7 +232,7 @@ cdef class Plan:
     cdef bint update(self, Cursor *cursor, Row *old, Row *new, dict keys) except -1:
         cdef const unsigned char *kind = _take(cursor, 1)
         cdef bint moved
-        cdef Route route
+        cdef _Route route
         cdef Py_ssize_t i
         if kind == NULL:
             return False
@@ -246,7 +250,7 @@ cdef class Plan:
             if not route.covered:
                 return False
         # which of the routes an update concerns is asked before unchanged values are filled in
-        concerned = [route for route in self.routes if kind[0] != c'O' or (<Route>route).matter(old, new)]
+        concerned = [route for route in self.routes if kind[0] != c'O' or (<_Route>route).matter(old, new)]
         if moved:
             for i in range(self.width):
                 if new.kinds[i] == c'u' and self.identity[i]:
@@ -261,7 +265,7 @@ cdef class Plan:
 
     cdef bint delete(self, Cursor *cursor, Row *old, dict keys) except -1:
         cdef const unsigned char *kind = _take(cursor, 1)
-        cdef Route route
+        cdef _Route route
         if kind == NULL or (kind[0] != c'K' and kind[0] != c'O'):
             return False
         if not _take_row(cursor, old, self.width) or cursor.at != cursor.end:
@@ -275,7 +279,7 @@ cdef class Plan:
 
     cdef int settle(self) except -1:
         """Note that the open transaction is complete."""
-        cdef Route route
+        cdef _Route route
         self.settled_rows += self.rows
         self.rows = 0
         for route in self.routes:
@@ -285,7 +289,7 @@ cdef class Plan:
 
     cdef int report(self, object open, object complete) except -1:
         """Add what has been counted to the two Touched."""
-        cdef Route route
+        cdef _Route route
         if self.table is not None:
             if self.rows:
                 open.table_rows[self.table] += self.rows
@@ -306,13 +310,95 @@ cdef inline bint _take_letter(Cursor *cursor, unsigned char letter) noexcept nog
     return at != NULL and at[0] == letter
 
 
+ctypedef int (*get_copy_data)(void *connection, char **buffer, int nonblocking) noexcept
+ctypedef void (*free_memory)(void *memory) noexcept
+
+
+cdef class Frames:
+    """A sequence of CopyData frames as libpq hands them out."""
+
+    cdef readonly int status
+    cdef char **_data
+    cdef int *_sizes
+    cdef Py_ssize_t _count, _room
+    cdef free_memory _free
+
+    def __cinit__(self):
+        self._room = FIRST_ROOM
+        self._data = <char **>PyMem_Malloc(self._room * sizeof(char *))
+        self._sizes = <int *>PyMem_Malloc(self._room * sizeof(int))
+        if self._data == NULL or self._sizes == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self._count):
+            self._free(self._data[i])
+        PyMem_Free(self._data)
+        PyMem_Free(self._sizes)
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, Py_ssize_t at):
+        if not 0 <= at < self._count:
+            raise IndexError("no such frame")
+        return PyBytes_FromStringAndSize(self._data[at], self._sizes[at])
+
+    def collect(self, pgconn, Py_ssize_t limit):
+        """Take what a connection has, up to `limit` frames in all; `status` is then libpq's last answer if below 1."""
+        cdef size_t get_address, free_address
+        cdef void *connection = <void *><size_t>pgconn.pgconn_ptr
+        cdef get_copy_data get
+        cdef char *data
+        cdef int size
+        get_address, free_address = _addresses(type(pgconn))
+        get, self._free = <get_copy_data>get_address, <free_memory>free_address
+        while self._count < limit:
+            data = NULL
+            size = get(connection, &data, 1)
+            if size <= 0:
+                self.status = size
+                return
+            if self._count == self._room:
+                self._grow()
+            self._data[self._count] = data
+            self._sizes[self._count] = size
+            self._count += 1
+
+    cdef int _grow(self) except -1:
+        cdef void *grown = PyMem_Realloc(self._data, 2 * self._room * sizeof(char *))
+        if grown == NULL:
+            raise MemoryError()
+        self._data = <char **>grown
+        grown = PyMem_Realloc(self._sizes, 2 * self._room * sizeof(int))
+        if grown == NULL:
+            raise MemoryError()
+        self._sizes = <int *>grown
+        self._room *= 2
+        return 0
+
+
+cdef dict _found = {}
+
+
+cdef tuple _addresses(object kind):
+    """Return where the libpq that psycopg uses has PQgetCopyData and PQfreemem: nobody may mix two libpqs."""
+    if kind not in _found:
+        module = sys.modules[kind.__module__]
+        library = module.impl.pq if hasattr(module, "impl") else ctypes.CDLL(module.__file__)  # and what it is linked to
+        functions = (library.PQgetCopyData, library.PQfreemem)
+        _found[kind] = tuple([ctypes.cast(function, ctypes.c_void_p).value for function in functions])
+    return _found[kind]
+
+
 cdef class Walker:
     """Takes the frames that need no second thought: begins, changes whose keys the stream tells, commits."""
 
-    cdef dict _plans  # relid → Plan
+    cdef dict _plans  # relid → _Plan
     cdef Row _old, _new
     cdef unsigned long _last_relid
-    cdef Plan _last
+    cdef _Plan _last
 
     def __cinit__(self):
         self._plans = {}
@@ -335,15 +421,23 @@ cdef class Walker:
         if target is not None and (target.broken or not 0 <= target.width <= MOST_COLUMNS):
             self._plans.pop(relid, None)
         else:
-            self._plans[relid] = Plan(target)
+            self._plans[relid] = _Plan(target)
 
-    def walk(self, list frames not None, Py_ssize_t start, run, Py_ssize_t most_keys):
+    def walk(self, frames, Py_ssize_t start, run, Py_ssize_t most_keys):
         """Take frames from `start` on into `run`; return the position of the first one that goes the long way."""
-        cdef Walk walk = Walk(self, run, most_keys)
+        cdef _Walk walk = _Walk(self, run, most_keys)
         cdef PyObject *frame
+        cdef Frames raw
         try:
-            while start < PyList_GET_SIZE(frames):
-                frame = <PyObject *>PyList_GET_ITEM(frames, start)
+            if type(frames) is Frames:
+                raw = frames
+                while start < raw._count:
+                    if not walk.take(<const unsigned char *>raw._data[start], raw._sizes[start]):
+                        break
+                    start += 1
+                return start
+            while start < len(frames):
+                frame = <PyObject *>PyList_GET_ITEM(<list?>frames, start)
                 if not PyBytes_CheckExact(<object>frame):
                     break
                 if not walk.take(
@@ -355,18 +449,18 @@ cdef class Walker:
             walk.finish()
         return start
 
-    cdef Plan _find(self, unsigned long relid):
+    cdef _Plan _find(self, unsigned long relid):
         cdef PyObject *found
         if self._last is None or self._last_relid != relid:
             found = <PyObject *>PyDict_GetItem(self._plans, relid)
             if found == NULL:
                 return None
-            self._last = <Plan>found
+            self._last = <_Plan>found
             self._last_relid = relid
         return self._last
 
 
-cdef class Walk:
+cdef class _Walk:
     """A batch of frames on its way into a run: the run's figures, held in C meanwhile."""
 
     cdef Walker _walker
@@ -432,7 +526,7 @@ cdef class Walk:
         cdef const unsigned char *at = _take(cursor, 25)
         cdef unsigned long long end_lsn
         cdef long long committed_at
-        cdef Plan plan
+        cdef _Plan plan
         if at == NULL or cursor.at != cursor.end or _number(at + 1, 8) != self._final_lsn:
             return False
         end_lsn = _number(at + 9, 8)
@@ -468,7 +562,7 @@ cdef class Walk:
     cdef bint _change(self, unsigned char kind, Cursor *cursor) except -1:
         cdef const unsigned char *at = _take(cursor, 4)
         cdef Walker walker = self._walker
-        cdef Plan plan
+        cdef _Plan plan
         cdef bint taken
         if at == NULL:
             return False
@@ -500,7 +594,7 @@ cdef class Walk:
 
     cdef int finish(self) except -1:
         """Give the run its figures back."""
-        cdef Plan plan
+        cdef _Plan plan
         run = self._run
         self._open.keys, self._complete.keys = self._keys, self._complete_keys
         self._open.rows += self._rows

@@ -1,5 +1,9 @@
 """The short way from frames to the keys that they touch; compiled, see ext/_pgoutput.pyx."""
 
+from collections.abc import Sequence
+
+from psycopg.pq.abc import PGconn
+
 from leasecache.invalidation.router import Target
 from leasecache.invalidation.stream import Run
 
@@ -9,11 +13,19 @@ def merge(keys: dict[bytes, float], more: dict[bytes, float]) -> None:
 def name(groups: dict[float, list[bytes]], keys: dict[bytes, float], prefix: bytes | None, plain: bool) -> None:
     """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both."""
 
+class Frames(Sequence[bytes]):
+    """A sequence of CopyData frames as libpq hands them out."""
+
+    status: int
+
+    def collect(self, pgconn: PGconn, limit: int) -> None:
+        """Take what a connection has, up to `limit` frames in all; `status` is then libpq's last answer if below 1."""
+
 class Walker:
     """Takes the frames that need no second thought: begins, changes whose keys the stream tells, commits."""
 
     def learn(self, relid: int, target: Target | None) -> None:
         """Note the target of a relation; None = no rule names it."""
 
-    def walk(self, frames: list[bytes], start: int, run: Run, most_keys: int) -> int:
+    def walk(self, frames: Sequence[bytes], start: int, run: Run, most_keys: int) -> int:
         """Take frames from `start` on into `run`; return the position of the first one that goes the long way."""

@@ -3,6 +3,7 @@
 The long way, by `pgoutput` and `router`, takes every frame; it is the oracle of the compiled code.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -27,12 +28,29 @@ def name(groups: dict[float, list[bytes]], keys: dict[bytes, float], prefix: byt
             group.append(key)
 
 
+class Frames(list[bytes]):
+    """A sequence of CopyData frames as libpq hands them out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.status = 0
+
+    def collect(self, pgconn: Any, limit: int) -> None:
+        """Take what a connection has, up to `limit` frames in all; `status` is then libpq's last answer if below 1."""
+        while len(self) < limit:
+            size, data = pgconn.get_copy_data(1)
+            if size <= 0:
+                self.status = size
+                return
+            self.append(bytes(data))
+
+
 class Walker:
     """Takes the frames that need no second thought: begins, changes whose keys the stream tells, commits."""
 
     def learn(self, relid: int, target: Any) -> None:
         """Note the target of a relation; None = no rule names it."""
 
-    def walk(self, frames: list[bytes], start: int, run: Any, most_keys: int) -> int:
+    def walk(self, frames: Sequence[bytes], start: int, run: Any, most_keys: int) -> int:
         """Take frames from `start` on into `run`; return the position of the first one that goes the long way."""
         return start

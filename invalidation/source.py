@@ -2,6 +2,7 @@
 
 import select
 import time
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import psycopg
@@ -9,6 +10,7 @@ from psycopg import conninfo, pq
 
 from leasecache.errors import ConfigError, GapError, SourceError
 from leasecache.invalidation.lsn import format_lsn
+from leasecache.invalidation.walker import Frames
 
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
@@ -27,6 +29,7 @@ _FIXES = (  # what libpq says → what is wrong and what to do
     ("due to lock timeout", "a table is locked by somebody else; try again later"),
     ("no pg_hba.conf entry", "the server's pg_hba.conf does not admit this user; add an entry"),
 )
+_ENDED = -1  # what libpq says instead of a frame; less is an error, 0 is nothing yet
 _IN_USE = "55006"  # SQLSTATE object_in_use
 
 
@@ -154,28 +157,22 @@ class Replication:
         """The descriptor to wait on."""
         return self._pq.socket
 
-    def read(self, limit: int) -> list[bytes]:
+    def read(self, limit: int) -> Sequence[bytes]:
         """Return the frames that are there, at most `limit`. Raises SourceError when the conversation has ended."""
-        frames: list[bytes] = []
+        frames = Frames()
+        known = -1
         try:
-            known = -1
             while known < len(frames) < limit:  # libpq takes 16 KiB at a time
                 known = len(frames)
                 self._pq.consume_input()
-                self._collect(frames, limit)
+                frames.collect(self._pq, limit)
+                if frames.status == _ENDED:
+                    raise SourceError(f"the source ended the stream: {_first_line(self._pq.get_result())}")
+                if frames.status < _ENDED:
+                    raise SourceError(f"the stream broke: {' '.join(self._pq.get_error_message().split())}")
         except psycopg.Error as error:
             raise SourceError(f"the stream broke: {_reason(error)}") from None
         return frames
-
-    def _collect(self, frames: list[bytes], limit: int) -> None:
-        get = self._pq.get_copy_data
-        while len(frames) < limit:
-            size, data = get(1)
-            if size == 0:
-                return
-            if size < 0:
-                raise SourceError(f"the source ended the stream: {_first_line(self._pq.get_result())}")
-            frames.append(bytes(data))
 
     def send(self, frame: bytes) -> None:
         """Queue a frame and send what the socket takes."""

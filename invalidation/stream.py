@@ -8,6 +8,7 @@ https://www.postgresql.org/docs/current/protocol-replication.html
 
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -268,7 +269,7 @@ class Stream:
         """What the open transaction has touched so far."""
         return self._run.open
 
-    def feed(self, frames: list[bytes]) -> list[Event]:
+    def feed(self, frames: Sequence[bytes]) -> list[Event]:
         """Take frames; return what they mean, with transactions that follow one another as one.
 
         Raises SourceError on what makes no sense; what came before it is then repeated by the server.

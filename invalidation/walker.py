@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from leasecache._accel import IMPL
 
 if TYPE_CHECKING or IMPL == "python":
-    from leasecache.invalidation._pure_pgoutput import Walker, merge, name
+    from leasecache.invalidation._pure_pgoutput import Frames, Walker, merge, name
 else:
-    from leasecache.invalidation._pgoutput import Walker, merge, name
+    from leasecache.invalidation._pgoutput import Frames, Walker, merge, name
 
-__all__ = ["Walker", "merge", "name"]
+__all__ = ["Frames", "Walker", "merge", "name"]

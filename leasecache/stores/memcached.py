@@ -21,6 +21,7 @@ from leasecache.stores.pool import Connection
 from leasecache.stores.trust import Known
 
 CHUNK = 32 * 1024  # bytes of requests sent before their replies are read; fits any socket buffer
+DELETIONS = 128 * 1024  # the same of deletions, whose replies are half as long at most, 4 bytes each
 
 T = TypeVar("T")
 
@@ -222,7 +223,7 @@ class MemcachedNode(MemcachedLink):
         return self._delete(keys, guard_key)
 
     def _delete(self, keys: Iterable[bytes], guard_key: bytes | None) -> bytes | None:
-        *requests, last = delete_requests(keys, CHUNK) or [b""]
+        *requests, last = delete_requests(keys, DELETIONS) or [b""]
         for request in requests:
             self._deleted(request, None)
         return self._deleted(last, guard_key)

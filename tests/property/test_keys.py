@@ -167,3 +167,14 @@ def test_a_template_overlaps_itself(template: KeyTemplate) -> None:
 def test_every_kind_is_generated() -> None:
     """The generators cover each kind there is."""
     assert set(VALUES) == set(KINDS)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=6), max_size=12), st.integers(1, 40))
+def test_deletions_are_cut_at_the_limit(keys: list[bytes], most: int) -> None:
+    """Requests that delete hold every key in its order, and none is longer than the limit, unless for one key."""
+    for twin in TWINS:
+        requests = twin.delete_requests(keys, most)
+        assert b"".join(requests) == b"".join(b"md %b q\r\n" % key for key in keys)
+        assert all(request for request in requests)
+        assert all(len(request) <= max(most, 13) for request in requests)
+    assert TWINS[0].delete_requests(keys, most) == TWINS[-1].delete_requests(keys, most)

@@ -222,13 +222,49 @@ def test_regular_frames_go_the_short_way() -> None:
 
 
 def test_the_twins_offer_the_same() -> None:
-    """Stub, pure and compiled twin have the same members with the same parameters and documentation."""
+    """Stub, pure and compiled twin have the same names with the same parameters and documentation."""
     stub = ast.parse((Path(router.__file__).parent / "_pgoutput.pyi").read_text(encoding="utf-8"))
-    (walker,) = [node for node in stub.body if isinstance(node, ast.ClassDef)]
-    methods = {node.name: node for node in walker.body if isinstance(node, ast.FunctionDef)}
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    defined = {node.name: node for node in stub.body if isinstance(node, kinds)}
     for twin in filter(None, (_pure_pgoutput, COMPILED)):
-        assert {name for name in vars(twin.Walker) if not name.startswith("_")} == {*methods}
-        for name, node in methods.items():
-            method = getattr(twin.Walker, name)
-            assert list(inspect.signature(method).parameters) == [argument.arg for argument in node.args.args]
-            assert inspect.getdoc(method) == ast.get_docstring(node)
+        own = {name for name, value in vars(twin).items() if getattr(value, "__module__", "") == twin.__name__}
+        assert {name for name in own if not name.startswith("_")} == {*defined}
+        for name, node in defined.items():
+            alike(getattr(twin, name), node)
+            for member in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(member, ast.FunctionDef):
+                    alike(getattr(getattr(twin, name), member.name), member)
+
+
+def alike(found: object, node: ast.ClassDef | ast.FunctionDef) -> None:
+    """Hold what a twin has against its stub."""
+    assert inspect.getdoc(found) == ast.get_docstring(node)
+    if isinstance(node, ast.FunctionDef):
+        assert list(inspect.signature(found).parameters) == [argument.arg for argument in node.args.args]  # type: ignore[arg-type]
+
+
+KEYS = st.dictionaries(st.binary(max_size=2), st.sampled_from([0.0, 1.0, 1.0 + 1e-9, 60.0]), max_size=8)
+
+
+@given(KEYS, KEYS)
+def test_merging(keys: dict[bytes, float], more: dict[bytes, float]) -> None:
+    """Of two times for one key the shorter holds, both ways, and what is merged stays as it is."""
+    for twin in filter(None, (_pure_pgoutput, COMPILED)):
+        merged, added = dict(keys), dict(more)
+        twin.merge(merged, added)
+        both = [keys, more]
+        assert merged == {key: min(one[key] for one in both if key in one) for key in {*keys, *more}}
+        assert added == more
+
+
+@given(KEYS, st.sampled_from([None, b"", b"00ff:"]), st.booleans())
+def test_naming(keys: dict[bytes, float], prefix: bytes | None, plain: bool) -> None:
+    """Keys are called by their prefix, as they are, or both, in groups by their time."""
+    for twin in filter(None, (_pure_pgoutput, COMPILED)):
+        groups: dict[float, list[bytes]] = {60.0: [b"there"]}
+        twin.name(groups, keys, prefix, plain)
+        expected: dict[float, list[bytes]] = {60.0: [b"there"]}
+        for key, stale_for in keys.items():
+            names = ([] if prefix is None else [prefix + key]) + ([key] if plain else [])
+            expected.setdefault(stale_for, []).extend(names)
+        assert groups == expected
