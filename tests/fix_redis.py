@@ -93,7 +93,7 @@ class _Pretender(socketserver.BaseRequestHandler):
                 elif command[0] == b"SCRIPT":
                     self.request.sendall(bulk(command[2][:40]))
                 elif command[0] == b"CLIENT":
-                    self.request.sendall(b"+OK\r\n")
+                    self.server.login(self.request)
                 elif self.server.reply(self.request, command) is False:
                     return
 
@@ -111,12 +111,16 @@ def _command(reader: Any) -> list[bytes]:
 def pretending(
     reply: Callable[[Any, list[bytes]], bool | None], greet: Callable[[Any], None] | None = None
 ) -> Iterator[Any]:
-    """Serve on a free port until the end; `reply` hangs up by returning False."""
+    """Serve on a free port until the end; `reply` hangs up by returning False.
+
+    What it says to CLIENT, with which redis-py introduces itself, can be changed by its attribute `login`.
+    """
     socketserver.ThreadingTCPServer.allow_reuse_address = True
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Pretender) as server:
         server.daemon_threads = True
         server.seen = []  # type: ignore[attr-defined]
         server.reply = reply  # type: ignore[attr-defined]
+        server.login = lambda connection: connection.sendall(b"+OK\r\n")  # type: ignore[attr-defined]
         server.greet = greet or (lambda connection: connection.sendall(hello()))  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -12,10 +12,11 @@ from redis import exceptions
 from redis.asyncio.connection import Connection as TcpConnection
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 
-from leasecache.errors import GuardError, NodeTimeout, ProtocolError
+from leasecache.errors import GuardError, NodeError, NodeTimeout, ProtocolError
 from leasecache.stores.pool import Connection
-from leasecache.stores.redis_link import FAILURES, Access, Address, failure, read
+from leasecache.stores.redis_link import FAILURES, RECEIVED, Access, Address, failure, read
 from leasecache.stores.redis_record import QUESTION, Running
+from leasecache.stores.redis_reply import INCOMPLETE, LOGIN, Replies
 from leasecache.stores.redis_wire import Command, Unfit, complaint, get_two, optional_bytes, pack, pair
 
 _left_behind: list[Any] = []  # a parent's connections: collecting one would take it from the parent's event loop
@@ -32,8 +33,42 @@ def _once(kind: Any) -> Any:
                 raise exceptions.ConnectionError("connection closed")
             self.spent = True
             await super()._connect()
+            self._reader: Any = _Frugal(self._reader)
 
     return Once
+
+
+class _Frugal:
+    """A stream that gives redis-py no more than the replies to a login can have."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self._left = LOGIN
+
+    async def readexactly(self, size: int) -> Any:
+        """Read so many bytes. Raises ProtocolError."""
+        self._count(size)
+        return await self.stream.readexactly(size)
+
+    async def readline(self) -> Any:
+        """Read a line. Raises ProtocolError."""
+        line = await self.stream.readline()
+        self._count(len(line))
+        return line
+
+    async def read(self, size: int) -> Any:
+        """Read some bytes. Raises ProtocolError."""
+        data = await self.stream.read(size)
+        self._count(len(data))
+        return data
+
+    def _count(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise ProtocolError(f"more than {LOGIN} bytes in reply to our login")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 _TCP, _TLS, _UNIX = _once(TcpConnection), _once(SSLConnection), _once(UnixDomainSocketConnection)
@@ -48,6 +83,7 @@ class AsyncLink:
         self._timeout = access.timeout
         self._connect_timeout = access.connect_timeout + access.timeout
         self._expired = False
+        self._replies = Replies()
         self.running = Running()
         if isinstance(address, str):
             self._connection = _UNIX(path=address, **arguments)
@@ -65,6 +101,8 @@ class AsyncLink:
             raise Unfit(f"it refuses us: {complaint(error)}") from error
         except asyncio.TimeoutError as error:
             raise NodeTimeout("no connection in time") from error
+        except NodeError:
+            raise
         except FAILURES as error:
             raise failure(error) from error
 
@@ -133,14 +171,20 @@ class AsyncLink:
             await self._connection.send_packed_command([request], check_health=False)
             return [await self._reply() for _ in range(count)]
         except FAILURES as error:
-            raise NodeTimeout("no answer in time") if self._expired else failure(error) from error
+            if self._expired:
+                raise NodeTimeout("no answer in time") from error
+            if isinstance(error, NodeError):
+                raise
+            raise failure(error) from error
         finally:
             alarm.cancel()
 
     async def _refuse_unread(self) -> None:
         """Raise ConnectionError when the server has closed the connection, ProtocolError when it has sent more."""
         reader = self._connection._reader
-        if reader._buffer or await self._can_read():  # which overlooks the buffer before redis-py 8
+        if (
+            self._replies.unread or reader._buffer or await self._can_read()
+        ):  # which overlooks the buffer before redis-py 8
             if reader.at_eof():  # an end is something to read, too
                 raise exceptions.ConnectionError("connection closed by the server")
             raise ProtocolError("bytes after the last expected reply")
@@ -150,10 +194,13 @@ class AsyncLink:
         self._connection._writer.transport.abort()
 
     async def _reply(self) -> Any:
-        try:
-            return await self._connection.read_response(disable_decoding=True, disconnect_on_error=False)
-        except exceptions.ResponseError as error:
-            return error
+        replies = self._replies
+        while (reply := replies.take()) is INCOMPLETE:
+            data = await self._connection._reader.stream.read(RECEIVED)
+            if not data:
+                raise exceptions.ConnectionError("connection closed by the server")
+            replies.feed(data)
+        return reply
 
 
 async def ask_once(address: Address, access: Access, commands: Sequence[Sequence[bytes]]) -> list[Any]:

@@ -1,5 +1,7 @@
 """One connection to Redis: made by redis-py, bounded in time per exchange, never revived."""
 
+import math
+import select
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,9 +13,11 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from leasecache.errors import GuardError, NodeError, NodeTimeout, ProtocolError
 from leasecache.stores.dial import Tls
 from leasecache.stores.redis_record import QUESTION, Running
+from leasecache.stores.redis_reply import INCOMPLETE, LOGIN, Replies
 from leasecache.stores.redis_wire import Command, Unfit, code, complaint, get_two, optional_bytes, pack, pair, refused
 
 Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
+RECEIVED = 2**16  # bytes at most in one go
 
 # What redis-py raises on bytes that are not of the protocol is what its parser stumbles over.
 FAILURES = (exceptions.RedisError, OSError, ValueError, RecursionError, OverflowError, MemoryError, TypeError)
@@ -72,6 +76,11 @@ class _Socket:
         self._deadline = time.monotonic() + timeout
         self._answering = False
         self._polls = False
+        self._left: float = LOGIN  # bytes that may come
+
+    def let_in(self) -> None:
+        """End the limit of what may come."""
+        self._left = math.inf
 
     def sendall(self, data: bytes) -> None:
         """Send everything; what is sent after something was received begins another exchange."""
@@ -87,6 +96,7 @@ class _Socket:
         self._answering = self._answering or not self._polls
         self._limit()
         data: bytes = self._sock.recv(size)
+        self._count(len(data))
         return data
 
     def recv_into(self, buffer: Any) -> int:
@@ -94,11 +104,17 @@ class _Socket:
         self._answering = self._answering or not self._polls
         self._limit()
         received: int = self._sock.recv_into(buffer)
+        self._count(received)
         return received
 
     def settimeout(self, timeout: float | None) -> None:
         """Take 0 for a look at what is there already; redis-py sets its limit again after that."""
         self._polls = timeout == 0
+
+    def _count(self, received: int) -> None:
+        self._left -= received
+        if self._left < 0:
+            raise ProtocolError(f"more than {LOGIN} bytes in reply to our login")
 
     def _limit(self) -> None:
         if self._polls:
@@ -116,7 +132,7 @@ class _Socket:
 class Link:
     """A connection that answers commands, the wire of `pool.Connection`. After an error it must be closed."""
 
-    __slots__ = ("_connection", "running")
+    __slots__ = ("_connection", "_replies", "_unasked", "running")
 
     def __init__(self, address: Address, access: Access) -> None:
         """Connect and authenticate. Raises NodeError, and Unfit when we are not let in."""
@@ -126,8 +142,14 @@ class Link:
             self._connection.connect()
         except exceptions.ResponseError as error:
             raise Unfit(f"it refuses us: {complaint(error)}") from error
+        except NodeError:
+            raise
         except FAILURES as error:
             raise failure(error) from error
+        self._connection._sock.let_in()
+        self._replies = Replies()
+        self._unasked = select.poll()
+        self._unasked.register(self.fileno(), select.POLLIN)
 
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands and return what each read from its reply, or its ResponseError. Raises NodeError.
@@ -160,16 +182,8 @@ class Link:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the reply to a GET, or None in place of a ResponseError. Raises NodeError."""
-        connection = self._connection
-        try:
-            if connection.can_read(0):
-                raise ProtocolError("bytes after the last expected reply")
-            connection.send_packed_command([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key)], check_health=False)
-            return optional_bytes(connection.read_response(disable_decoding=True))
-        except exceptions.ResponseError:
-            return None
-        except FAILURES as error:
-            raise failure(error) from error
+        [reply] = self._talk(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key), 1)
+        return None if isinstance(reply, exceptions.ResponseError) else optional_bytes(reply)
 
     def get_two(self, first: bytes, second: bytes) -> tuple[bytes | None, bytes | None]:
         """Return the reply to an MGET of two keys, or Nones in place of a ResponseError. Raises NodeError."""
@@ -190,18 +204,29 @@ class Link:
     def _talk(self, request: bytes, count: int) -> list[Any]:
         """Send and receive; what arrived while nothing was asked is no answer to anything."""
         try:
-            if self._connection.can_read(0):
-                raise ProtocolError("bytes after the last expected reply")
+            self._refuse_unread()
             self._connection.send_packed_command([request], check_health=False)
             return [self._reply() for _ in range(count)]
+        except NodeError:
+            raise
         except FAILURES as error:
             raise failure(error) from error
 
+    def _refuse_unread(self) -> None:
+        """Raise ConnectionError when the server has closed the connection, ProtocolError when it has sent more."""
+        if self._replies.unread:
+            raise ProtocolError("bytes after the last expected reply")
+        if self._unasked.poll(0) and self._connection.can_read(0):  # TLS has something to read that is no reply
+            raise ProtocolError("bytes after the last expected reply")
+
     def _reply(self) -> Any:
-        try:
-            return self._connection.read_response(disable_decoding=True)
-        except exceptions.ResponseError as error:
-            return error
+        replies = self._replies
+        while (reply := replies.take()) is INCOMPLETE:
+            data = self._connection._sock.recv(RECEIVED)
+            if not data:
+                raise exceptions.ConnectionError("connection closed by the server")
+            replies.feed(data)
+        return reply
 
 
 _TCP, _TLS, _UNIX = _bounded(Connection), _bounded(SSLConnection), _bounded(UnixDomainSocketConnection)

@@ -317,3 +317,38 @@ def test_primary_that_becomes_a_replica_is_left(open_redis: Open, redis: RedisSe
             store.invalidate([KEY])
         redis.ask("REPLICAOF NO ONE")
         assert isinstance(answered(store), (Lease, Hit, Wait))
+
+
+HUGE = {
+    "string": b"$9999999999\r\n",
+    "list": b"*2147483647\r\n",
+    "list of huge strings": b"*2\r\n$9999999999\r\n",
+    "line": b"+" + b"x" * 2**20,
+}
+
+
+@pytest.mark.parametrize("where", ["reply", "greeting", "login"])
+@pytest.mark.parametrize("announced", HUGE.values(), ids=HUGE.keys())
+def test_size_that_is_announced_is_not_believed(open_redis: Open, announced: bytes, where: str) -> None:
+    """A server that announces gigabytes and goes on sending is left within its first bytes, and not for the time limit.
+
+    Guard: sizes are compared with what the protocol allows before anything is kept.
+    """
+    sent = [0]
+
+    def flood(connection: Any, *command: object) -> None:
+        connection.sendall(announced)
+        while where != "login" or sent[0] < 2**22:
+            connection.sendall(b"x" * 2**16)
+            sent[0] += 2**16
+
+    greet = flood if where == "greeting" else None
+    with pretending(flood, greet) as server:
+        if where == "login":
+            server.login = flood
+        store = open_redis(url_of(server, "timeout=5&connect_timeout=5"))
+        began = time.monotonic()
+        with pytest.raises(NodeError):
+            store.reader(10, 0, FLAGS)(KEY)
+        assert time.monotonic() - began < 3
+        assert sent[0] < 2**25
