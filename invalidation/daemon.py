@@ -29,6 +29,7 @@ from leasecache.invalidation.source import Replication, ask, connect, redact
 from leasecache.invalidation.status import Monitor
 from leasecache.invalidation.stream import MOST_KEYS, Stream, status_update
 from leasecache.invalidation.tenure import Tenure
+from leasecache.invalidation.triggers import loses
 from leasecache.rules import RuleSet
 
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # s between attempts to reconnect
@@ -103,6 +104,7 @@ class Daemon:
         self._gap: str | None = None  # why changes may have been lost, and nothing has been done about it yet
         self._gap_since = 0.0  # monotonic s
         self._look = 0  # the look at the catalogues that the stream waits for
+        self._looked_for = 0  # because of how many commands
         self._delay = 0.0
         self._began = 0.0
 
@@ -153,6 +155,7 @@ class Daemon:
         if self._session is None:
             self._rest(self._delay)
             if not self._stopping:
+                self._look = 0
                 self._session = self._open()
         else:
             self._session.follower.turn(self._ear)
@@ -170,17 +173,22 @@ class Daemon:
             self._note_gap(loss.reason, free=True)  # somebody changed the catalogue, and may do so often
         if self._gap is not None:
             raise SourceError(self._gap)
-        if follower.drift is not None:
-            self._await_look(follower, follower.drift)
+        if follower.drifts:
+            self._await_look(follower)
 
-    def _await_look(self, follower: Follower, tag: str) -> None:
-        """Hold W at a command that may have changed the catalogues until they have been looked at."""
-        self._look = self._look or self._watch.ask()
-        if self._watch.finished < self._look:
-            return
-        self._look, follower.drift = 0, None
-        if "PUBLICATION" in tag:  # what was taken out may be back by now
-            self._note_gap(f"{tag} ran on the primary", free=True)
+    def _await_look(self, follower: Follower) -> None:
+        """Hold W at commands that may have changed the catalogues until a look that began after them.
+
+        Around some of them changes may not have been sent, whatever the look finds: every node gets a new generation.
+        """
+        losing = [tag for tag in follower.drifts[self._looked_for :] if loses(tag, self._work.rules)]
+        if losing:
+            self._dispatcher.bump(f"{losing[0]} ran on the primary")
+        if len(follower.drifts) > self._looked_for:
+            self._look, self._looked_for = self._watch.ask(), len(follower.drifts)
+        elif self._watch.finished >= self._look:
+            self._looked_for = 0
+            follower.looked()
 
     def _lost(self, reason: str) -> None:
         lasted = self._session is not None and time.monotonic() - self._began > RETRY_MOST

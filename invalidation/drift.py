@@ -127,7 +127,7 @@ class Watch:
         catalog = read_catalog(self._connection, slot, publication, self._rules)
         reasons = [] if self._before is None else list(self._compare(self._connection, self._before, catalog))
         ((position,),) = ask(self._connection, _POSITION)
-        findings = lint(self._rules, catalog)
+        findings = [finding for finding in lint(self._rules, catalog) if not finding.note]
         with self._lock:
             self._before = catalog
             self._findings = findings

@@ -68,7 +68,9 @@ class Follower:
         self._reported_at = 0.0
         self._reported = 0
         self._heard_at = time.monotonic()
-        self.drift: str | None = None  # the last statement that changed the schema; whoever has looked sets it to None
+        self.drifts: list[str] = []  # commands that may have changed the catalogues, visible now; see `looked`
+        self._commands: list[str] = []  # the same of the transaction that comes next
+        self._drifting: dict[int, list[str]] = {}  # the same of those that are held, by their ends
         self._recent: deque[Transaction] = deque(maxlen=10_000)  # dispatched, for the latency histogram
 
     @property
@@ -149,10 +151,13 @@ class Follower:
         elif isinstance(event, Garbage):
             self._monitor.garbled(event.reason)
         elif isinstance(event, Drift):
-            self.drift = event.tag
+            self._commands.append(event.tag)
         else:
             self._monitor.received(event)
-            if event.touched:
+            if self._commands:
+                self._drifting[event.end_lsn], self._commands = self._commands, []
+                self._hold(event, now)
+            elif event.touched:
                 self._hold(event, now)
             else:
                 self._reach(event.end_lsn, now)
@@ -163,7 +168,7 @@ class Follower:
 
     def _reach(self, position: int, now: float) -> None:
         """Note that nothing before `position` is still to come."""
-        if len(self._held) or self._gate.doubtful or self.drift is not None:
+        if len(self._held) or self._gate.doubtful or self.drifts:
             self._held.reach(position, now)
         else:
             self._dispatcher.advance(position)
@@ -186,11 +191,20 @@ class Follower:
             for transaction, since in self._held.release(view, self._asked_for):
                 self._dispatch(transaction, now - since)
                 released += 1
-            position = self._held.settle()
-            if position is not None:
-                self._dispatcher.advance(position)
+            self._settle()
         again = released or not len(self._held)
         self._gate_delay = self._limits.gate_first if again else min(self._gate_delay * 2, self._limits.gate_most)
+
+    def _settle(self) -> None:
+        """Let W pass what is done; not a command that may have changed the catalogues before somebody has looked."""
+        position = None if self.drifts else self._held.settle()
+        if position is not None:
+            self._dispatcher.advance(position)
+
+    def looked(self) -> None:
+        """Note that the catalogues have been looked at since the last of `drifts` became visible."""
+        self.drifts.clear()
+        self._settle()
 
     def _relied_upon(self, view: View) -> bool:
         """Whether the view counts. After a reader went back in time new generations come first.
@@ -212,6 +226,7 @@ class Follower:
         self._dispatcher.put(touched.keys, touched.explicit)
         if touched.everything is not None:
             self._dispatcher.bump(touched.everything)
+        self.drifts += self._drifting.pop(transaction.end_lsn, ())
         self._recent.append(transaction)
         self._monitor.gate_passed(waited)
 
