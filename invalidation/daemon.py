@@ -155,7 +155,7 @@ class Daemon:
         if self._session is None:
             self._rest(self._delay)
             if not self._stopping:
-                self._look = 0
+                self._look = self._looked_for = 0
                 self._session = self._open()
         else:
             self._session.follower.turn(self._ear)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from leasecache.errors import SourceError
-from leasecache.guard import function_marks, guard_key
+from leasecache.guard import function_marks, guard_key, pulse_key
 from leasecache.invalidation.journal import MIB, Journal, JournalError, NodeJournal, Position
 from leasecache.invalidation.keeper import Charter, Keeper, fresh_number
 from leasecache.invalidation.mailbox import Mailbox, Naming, Observer
@@ -46,6 +46,7 @@ class Terms:
     guard_ttl: float  # s, 0 = records do not run out, and no node is passed while it is away
     journal: Path | None = None  # directory; None = no node is passed while it is away
     journal_limit: int = 256  # MiB per node
+    others: tuple[str, ...] = ()  # slots of the other daemons that the same nodes are vouched for by
 
 
 class Dispatcher:
@@ -70,6 +71,7 @@ class Dispatcher:
         self._terms = terms
         self._observer = observer
         self._wake = wake
+        self._slot = slot
         self._journal = _journal(terms, slot)
         self._readers = readers
         self._system = ""
@@ -208,11 +210,14 @@ class Dispatcher:
             raise SourceError(str(error)) from None
 
     def _charter(self, node: Node) -> Charter:
+        namespace = self._rules.namespace
         return Charter(
-            key=guard_key(self._rules.namespace),
+            key=guard_key(namespace),
             ttl=self._terms.guard_ttl,
             rings=frozenset(ring.mark for ring in self._rings if node.name in {other.name for other in ring.nodes}),
             rules=function_marks(self._rules.rules),
+            pulse=pulse_key(namespace, self._slot) if self._terms.others else None,
+            others=tuple(pulse_key(namespace, other) for other in self._terms.others),
         )
 
 

@@ -137,7 +137,7 @@ class NodeJournal:
             return
         with _as_journal_error(self._path):
             if self.void:
-                self._rewrite()
+                self._rewrite(self.generation, void=self.void)
                 return
             data = b"".join(self._unwritten)
             try:
@@ -165,24 +165,25 @@ class NodeJournal:
         self._count = max(0, self._count - len(entries))
         if not self._count:
             with _as_journal_error(self._path):
-                self._rewrite()
+                self._rewrite(self.generation, void=self.void)
 
     def keep(self, generation: int) -> None:
         """Note that the node has been told everything under this generation. Raises JournalError."""
         if generation != self.generation or self.void:
-            self.generation, self.void, self._count = generation, False, 0
             with _as_journal_error(self._path):
-                self._rewrite()
+                self._rewrite(generation, void=False)
+            self._count = 0
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, generation: int | None, *, void: bool) -> None:
         """Leave only the generation, and whether it is void."""
-        lines = [] if self.generation is None else [b"g %016x\n" % self.generation]
-        data = b"".join([*lines, *([b"v\n"] if self.void else [])])
+        lines = [] if generation is None else [b"g %016x\n" % generation]
+        data = b"".join([*lines, *([b"v\n"] if void else [])])
         replace_file(self._path, data)
+        self.generation, self.void = generation, void
         self._file.close()
         self._file = self._path.open("ab", buffering=0)
         self.size = self._begin = len(data)

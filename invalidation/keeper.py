@@ -32,6 +32,8 @@ class Charter:
     ttl: float  # s, 0 = until the node loses it
     rings: frozenset[bytes]
     rules: frozenset[bytes]
+    pulse: bytes | None = None  # key under which this daemon shows the others of the same node that it lives
+    others: tuple[bytes, ...] = ()  # the keys of those others: without one of them nothing is vouched for
 
 
 class _Standing(NamedTuple):
@@ -84,8 +86,9 @@ class Keeper:
 
     @property
     def expired_at(self) -> float:
-        """When (monotonic s) every record that was sent has surely run out on the node."""
-        return self.sent_at + 2 * CLOCK_SLACK * self._life
+        """When (monotonic s) every record has surely run out on the node that was sent by us, or thanks to our pulse."""
+        lives = 4 if self._charter.others else 2
+        return self.sent_at + lives * CLOCK_SLACK * self._life
 
     def miss(self) -> None:
         """Note that the record is gone, or not as it should be."""
@@ -99,27 +102,36 @@ class Keeper:
     def write(self, *, new: bool = False) -> int:
         """Write the record, with a `new` generation if need be, and return its generation. Raises NodeError."""
         run = self._node.run()
+        rules = self._vouched_rules()
         for _ in range(ATTEMPTS):
-            standing = self._read()
+            standing = self._read(self._charter.key)
             record = Record(
                 generation=self._choose(standing.record, run, new),
                 tenure=self._tenure,
                 run=run,
                 rings=self._charter.rings,
-                rules=self._charter.rules,
+                rules=rules,
             )
-            self.sent_at = max(self.sent_at, time.monotonic())
-            lease = Lease(self._charter.key, standing.token)
-            outcome = self._node.lease_set(lease, RECORD_FLAGS, record.to_bytes(), self._life)
-            if isinstance(outcome, Stored):
+            if self._write(self._charter.key, standing.token, record.to_bytes()):
                 self._run = run
                 return record.generation
         raise NodeError(f"{self._node.name}: the guard record changed under {ATTEMPTS} attempts to write it")
 
-    def _read(self) -> _Standing:
-        answer = self._node.lease_get(self._charter.key, STUB_FOR)
+    def _vouched_rules(self) -> frozenset[bytes]:
+        """Show the others that we live, and return the functions that all of us vouch for: none without one of them."""
+        if self._charter.pulse is not None:
+            self._write(self._charter.pulse, self._read(self._charter.pulse).token, b"%016x" % self._tenure)
+        alive = all(self._node.look(other) is not None for other in self._charter.others)
+        return self._charter.rules if alive else frozenset()
+
+    def _write(self, key: bytes, token: Token | None, body: bytes) -> bool:
+        self.sent_at = max(self.sent_at, time.monotonic())
+        return isinstance(self._node.lease_set(Lease(key, token), RECORD_FLAGS, body, self._life), Stored)
+
+    def _read(self, key: bytes) -> _Standing:
+        answer = self._node.lease_get(key, STUB_FOR)
         if isinstance(answer, (Wait, Stale)) and answer.token is not None:  # who began to write it has not finished
-            answer = self._node.steal(self._charter.key, answer.token, STUB_FOR)
+            answer = self._node.steal(key, answer.token, STUB_FOR)
         value = answer.value if isinstance(answer, (Hit, Lease)) else None
         return _Standing(answer.token, None if value is None else Record.from_bytes(value))
 

@@ -61,6 +61,7 @@ def _terms(settings: Settings) -> Terms:
         guard_ttl=settings.guard.ttl,
         journal=Path(directory) if directory else None,
         journal_limit=settings.journal.limit,
+        others=tuple(sorted({*settings.guard.slots} - {settings.source.slot})),
     )
 
 

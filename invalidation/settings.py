@@ -83,9 +83,13 @@ class GuardSettings:
 
     ttl: float = _key(
         "s that a node is believed without news from the daemon, 2 or more; "
-        "0 = nothing is written, and an unreachable node holds the acknowledgement back",
+        "0 = for as long as it keeps the record, and while it is away the acknowledgement is held back",
         60.0,
         most=86_400,
+    )
+    slots: tuple[str, ...] = _key(
+        "the slots of all daemons that vouch for these caches, one per shard of the database; empty = this one alone",
+        (),
     )
 
     def __post_init__(self) -> None:

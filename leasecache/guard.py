@@ -53,6 +53,11 @@ def guard_key(namespace: str | None) -> bytes:
     return b"!guard:" + key_prefix(namespace)
 
 
+def pulse_key(namespace: str | None, slot: str) -> bytes:
+    """Return the key under which the daemon of a slot shows the others of the same caches that it lives."""
+    return b"%b~%b" % (guard_key(namespace), slot.encode())
+
+
 def wire_key(generation: int, key: bytes) -> bytes:
     """Return what a guarded key is called on its node: 17 bytes more than the logical key."""
     return b"%016x:%b" % (generation, key)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leasecache.errors import NodeError
-from leasecache.guard import RECORD_FLAGS, Record, guard_key, wire_key
+from leasecache.guard import RECORD_FLAGS, Record, guard_key, pulse_key, wire_key
 from leasecache.invalidation.dispatch import VOUCHED_FOR, Dispatcher, Terms
 from leasecache.invalidation.keeper import CLOCK_SLACK, SUCCESSOR_WAIT
 from leasecache.invalidation.mailbox import JOURNAL_AFTER, JOURNAL_EVERY, Naming
@@ -452,3 +452,35 @@ def test_a_generation_that_cannot_be_noted(journaling: Desk, monkeypatch: pytest
         assert journaling.dispatcher.acknowledged == 10
     journaling.step(JOURNAL_EVERY)
     assert journaling.dispatcher.acknowledged == 20
+
+
+def test_two_shards_vouch_together() -> None:
+    """Guard: `_vouched_rules`. Of two daemons for one node neither vouches alone, and one that dies is soon missed."""
+    desk = Desk(others=("shard_b",))
+    desk.step()
+    record = desk.node.record()
+    assert record is not None
+    assert record.rules == set()
+    other = Dispatcher(
+        [FakeRing(desk.node)],  # type: ignore[list-item]
+        RULES,
+        Terms(naming=Naming(), guard_ttl=TTL, others=("slot",)),
+        desk.notes,
+        desk.woken.set,
+        "shard_b",
+    )
+    first, desk.dispatcher = desk.dispatcher, other
+    other.begin("system", 0, desk.now, known=False)
+    desk.step()
+    desk.dispatcher = first
+    desk.step(TTL / 4)
+    record = desk.node.record()
+    assert record is not None
+    assert len(record.rules) == 2
+    other.close()
+    MemoryStore.invalidate(desk.node, [pulse_key("shop", "shard_b")])
+    desk.step(TTL / 4)
+    record = desk.node.record()
+    assert record is not None
+    assert record.rules == set()
+    first.close()
