@@ -1,6 +1,7 @@
 """Guard records that a Redis has brought back, lost or refuses: after restarts, failovers, flushes and evictions."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ GUARD = guard_key(None).decode()
 
 def vouching(url: str) -> Voucher:
     """Return who vouches for the server of a URL, in its present run."""
-    node = open_store(url).nodes[0]
+    node: Any = open_store(url).nodes[0]
     return Voucher(node, run=node.run())
 
 
@@ -73,16 +74,13 @@ def test_record_that_a_restart_brought_back_is_not_believed(open_redis: Open, fi
         assert holds(server, f"{voucher.generation:016x}:{KEY.decode()}")
         fresh = open_redis(guarded(server.url))
         for one in (store, fresh):
-            for call in (
-                lambda one=one: one.reader(10, 0, FLAGS, MARK)(KEY),
-                lambda one=one: one.look(KEY, MARK),
-                lambda one=one: one.invalidate([KEY]),
-            ):
+            look, invalidate = partial(one.look, KEY, MARK), partial(one.invalidate, [KEY])
+            for call in (partial(one.reader(10, 0, FLAGS, MARK), KEY), look, invalidate):
                 with pytest.raises(GuardError, match=r"another run|no guard record"):
                     call()
             [answer] = one.batch_reader(10, 0, FLAGS, MARK)([KEY])
             assert isinstance(answer, GuardError)
-        voucher.run = voucher.node.run()  # type: ignore[attr-defined]
+        voucher.run = voucher.node.run()
         voucher.bump()
         assert isinstance(asked(store), Lease)
         assert isinstance(fresh.reader(10, 0, FLAGS, MARK)(b"other"), Lease)
@@ -116,7 +114,7 @@ def test_promoted_replica_is_not_believed_until_it_is_vouched_for(open_redis: Op
 
 def _run(voucher: Voucher) -> str | None:
     try:
-        return voucher.node.run()  # type: ignore[attr-defined,no-any-return]
+        return voucher.node.run()
     except NodeError:
         return None
 
@@ -158,7 +156,7 @@ def test_replication_history_that_changes_under_a_live_connection(open_redis: Op
         store = open_redis(guarded(server.url))
         filled(store)
         assert "+OK" in server.ask("DEBUG CHANGE-REPL-ID")
-        run = voucher.node.run()  # type: ignore[attr-defined]
+        run = voucher.node.run()
         assert run != voucher.run
         assert voucher.node.invalidate_under(voucher.key, []) is None
         connections = store.nodes[0].connections
@@ -189,10 +187,8 @@ def test_server_is_asked_for_its_run_once(open_redis: Open, redis: RedisServer) 
 
 def _infos(server: RedisServer) -> int:
     lines = server.ask("INFO commandstats").splitlines()
-    [calls] = [line.partition("calls=")[2].partition(",")[0] for line in lines if line.startswith("cmdstat_info:")] or [
-        0
-    ]
-    return int(calls)
+    found = [line.partition("calls=")[2].partition(",")[0] for line in lines if line.startswith("cmdstat_info:")]
+    return int("".join(found) or 0)
 
 
 @pytest.mark.parametrize("loss", ["FLUSHALL", "eviction"])
@@ -238,7 +234,7 @@ def test_primary_that_becomes_a_replica(open_redis: Open, redis: RedisServer) ->
         redis.ask(f"REPLICAOF 127.0.0.1 {other.port}")
         for call in (
             lambda: voucher.node.invalidate_under(voucher.key, [b"x"]),
-            lambda: voucher.node.run(),  # type: ignore[attr-defined]
+            lambda: voucher.node.run(),
             lambda: store.lease_get(b"missed", 10, 0, MARK),
         ):
             with pytest.raises(NodeError):
@@ -276,7 +272,7 @@ def test_user_who_may_not_ask_for_the_run(open_redis: Open, protected: RedisServ
     assert "+info" in str(error)
     assert isinstance(store.lease_get(key, 10), Lease)
     with pytest.raises(NodeError, match="NOPERM"):
-        open_store(f"redis://app:app@{protected.address}").nodes[0].run()  # type: ignore[attr-defined]
+        open_store(f"redis://app:app@{protected.address}").nodes[0].run()
 
 
 def test_users_who_may(open_redis: Open, protected: RedisServer) -> None:
