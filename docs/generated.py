@@ -3,13 +3,15 @@
 import re
 from collections.abc import Callable
 
-from docs import layers, numbers, states
+from docs import layers, monitoring, numbers, states
 
 GENERATED: dict[str, Callable[[], str]] = {
     "diagram": states.diagram,
     "decisions": states.table,
     "numbers": numbers.table,
     "layers": layers.table,
+    "metrics": monitoring.metrics,
+    "reasons": monitoring.reasons,
 }
 PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 

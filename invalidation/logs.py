@@ -49,5 +49,8 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _quoted(value: object) -> str:
+    """Return a value that is one word, or quoted as in JSON; nothing in it breaks a line or reaches a terminal raw."""
     text = str(value)
-    return text if text and not set(text) & set(' "=\n\t\r\\') else json.dumps(text, ensure_ascii=False)
+    if text and text.isprintable() and not set(text) & set(' "=\\'):
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(text, ensure_ascii=False))

@@ -22,7 +22,7 @@ LOSSES = {
 FIXES = {
     "not-streaming": "look at the source and at the daemon's log; it tries again by itself",
     "standing-by": "nothing, while the other daemon is well; this one takes over when that one ends",
-    "gap": "wait for the recovery; when it has stopped, clear the cache and restart the daemon",
+    "gap": "wait: the daemon makes a new slot and gives up all guarded values; see the runbook if it lasts",
     "gate-held": "look at the standbys: replay may be paused, or a synchronous one away",
     "reader": "bring the database node back, or take it out of source.readers and let no fill read from it",
     "lag": "look at the nodes and the readers: the slowest one sets the pace",

@@ -23,6 +23,7 @@ class NodeState:
     guard_since: float = 0.0  # monotonic s, of the last change of state
     guard_at: float = 0.0  # monotonic s, of the last word about it
     generation: int | None = None
+    guard_told: tuple[str, int | None] | None = None  # what the log has said last
     journal_keys: int = 0
     journal_bytes: int = 0
 

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
+
+from prometheus_client import Counter as Series
 
 from leasecache import _accel
 from leasecache.errors import NodeError
@@ -31,6 +32,8 @@ class Monitor:
         self._all_guarded = all_guarded
         self.state = State(version=version("leasecache"), implementation=_accel.IMPL)
         self.figures = Figures()
+        self._by_table: dict[str, tuple[Series, Meter]] = {}
+        self._by_rule: dict[tuple[str, str], tuple[Series, Meter]] = {}
         self._garbled = False
         self._loss_told: set[Loss] = set()
         self._charted_at = 0.0
@@ -40,7 +43,8 @@ class Monitor:
             self._node(name)
         for rule in rules:
             table = f"{rule.schema}.{rule.table}"
-            self._count(Touched(table_rows=Counter({table: 0}), rule_keys=Counter({(rule.function, table): 0})), 0.0)
+            self._open_table(table)
+            self._open_rule((rule.function, table))
 
     def _serve(self) -> None:
         """Have gauges read the state when they are scraped: the loop turns too often to set them."""
@@ -74,7 +78,10 @@ class Monitor:
         changed = state.streaming or reason != state.reason
         state.streaming, state.reason = False, reason
         state.held, state.held_since = 0, None  # they are repeated
+        state.waiting = None
         self.figures.reconnects.inc()
+        for node in state.nodes.values():
+            self._stop_renewing(node)
         if changed:
             self._trouble(logging.WARNING, "disconnected", reason, reason=reason, retry_in=f"{retry_in:.2g}")
 
@@ -111,22 +118,32 @@ class Monitor:
     def _count(self, touched: Touched, now: float) -> None:
         """Count rows and keys where they came from; the rules name so many tables and functions, and no more."""
         for table, rows in touched.table_rows.items():
-            shown = self.figures.tables(table)
-            self.figures.table_rows.labels(shown).inc(rows)
-            self.state.tables.setdefault(shown, Meter()).add(rows, now)
-        for (function, table), keys in touched.rule_keys.items():
-            rule = self.figures.rules(function), self.figures.tables(table)
-            self.figures.rule_keys.labels(*rule).inc(keys)
-            self.state.rules.setdefault(rule, Meter()).add(keys, now)
+            count, meter = self._by_table.get(table) or self._open_table(table)
+            count.inc(rows)
+            meter.add(rows, now)
+        for rule, keys in touched.rule_keys.items():
+            count, meter = self._by_rule.get(rule) or self._open_rule(rule)
+            count.inc(keys)
+            meter.add(keys, now)
+
+    def _open_table(self, table: str) -> tuple[Series, Meter]:
+        shown = self.figures.tables(table)
+        opened = self.figures.table_rows.labels(shown), self.state.tables.setdefault(shown, Meter())
+        return self._by_table.setdefault(table, opened)
+
+    def _open_rule(self, rule: tuple[str, str]) -> tuple[Series, Meter]:
+        shown = self.figures.rules(rule[0]), self.figures.tables(rule[1])
+        opened = self.figures.rule_keys.labels(*shown), self.state.rules.setdefault(shown, Meter())
+        return self._by_rule.setdefault(rule, opened)
 
     def _lost(self, loss: Loss, count: int, end_lsn: int) -> None:
         self.figures.losses.labels(loss.reason, self.figures.tables(loss.table)).inc(count)
         if loss not in self._loss_told:
             self._loss_told.add(loss)
-            level, then = (
-                (logging.WARNING, "") if self._all_guarded else (logging.ERROR, f"; {readiness.FIXES['unserved']}")
-            )
-            fix = readiness.loss_text(loss.reason) + then
+            level = logging.WARNING if self._all_guarded else logging.ERROR
+            fix = readiness.loss_text(loss.reason)
+            if not self._all_guarded:
+                fix += f"; {readiness.FIXES['unserved']}"
             self._trouble(level, "unserved", fix, **loss._asdict(), lsn=format_lsn(end_lsn), fix=fix)
         if not self._all_guarded:
             self.state.losses[loss] += count
@@ -194,6 +211,7 @@ class Monitor:
         if known.down_since is None:
             known.down_since, known.since = time.monotonic(), time.time()
             self.figures.node_up.labels(known.name).set(0)
+            self._stop_renewing(known)
             event(logging.WARNING, "node-down", node=node, error=error)
         self.state.troubles.note(time.time(), "node-down", f"{node}: {error}")
 
@@ -206,21 +224,30 @@ class Monitor:
 
     def guarded(self, node: str, state: str, generation: int | None) -> None:
         """Note in which of GUARD_STATES the guard record of a node is, and the generation that it names."""
-        known, now = self._node(node), time.monotonic()
-        known.guard_at = now
-        if (known.guard, known.generation) == (state, generation):
+        known = self._node(node)
+        known.guard_at = time.monotonic()
+        self._set_guard(known, state, generation)
+        if known.guard_told == (state, generation):
             return
-        if known.guard != state:
-            known.guard_since = now
-        known.guard, known.generation = state, generation
-        for each in GUARD_STATES:
-            self.figures.guard.labels(known.name, each).set(each == state)
+        known.guard_told = state, generation
         shown = "-" if generation is None else f"{generation:016x}"
         fields: dict[str, object] = {"node": node, "state": state, "generation": shown}
         if state == "fresh":
             event(logging.INFO, "guard", **fields)
         else:
             self._trouble(logging.WARNING, "guard", f"{node}: {state}", **fields)
+
+    def _set_guard(self, node: NodeState, state: str, generation: int | None) -> None:
+        if node.guard != state:
+            node.guard_since = time.monotonic()
+            for each in GUARD_STATES:
+                self.figures.guard.labels(node.name, each).set(each == state)
+        node.guard, node.generation = state, generation
+
+    def _stop_renewing(self, node: NodeState) -> None:
+        """Note, without a line of its own, that a record which stands now will run out."""
+        if node.guard == "fresh":
+            self._set_guard(node, "renewing-stopped", node.generation)
 
     def journaled(self, node: str, keys: int, size_bytes: int) -> None:
         """Note how much is kept for a node that is away."""

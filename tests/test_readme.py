@@ -99,7 +99,8 @@ def run_python(text: str, names: dict[str, Any]) -> int:
 def test_every_page_is_in_the_readme_and_every_promise_has_a_test() -> None:
     """The README leads to each page, and each promise to its tests; that these exist is seen to in `test_docs`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [page.name for page in (ROOT / "docs").glob("**/*.md") if f"(docs/{page.name})" not in text]
+    pages = [page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("**/*.md")]
+    missing = [page for page in pages if f"({page})" not in text]
     assert not missing
     promises = [line for line in text.splitlines() if line.startswith("| ") and "](tests/" in line]
     assert len(promises) == 8
