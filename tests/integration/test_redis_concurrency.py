@@ -135,7 +135,7 @@ def test_herd_of_tasks_loads_once(redis: RedisServer) -> None:
     loads = []
 
     async def run() -> None:
-        async with AsyncCache.from_url(redis.url) as cache:
+        async with AsyncCache.from_url(f"{redis.url}?timeout=20&connect_timeout=20") as cache:
 
             @cache.cached("item:{item_id}", ttl=60)
             async def get_item(item_id: int) -> int:
@@ -153,7 +153,10 @@ def test_herd_of_tasks_loads_once(redis: RedisServer) -> None:
 def test_herd_of_threads_loads_once(redis: RedisServer) -> None:
     """Forty threads on a cold key run one loader over four connections."""
     loads = []
-    with Cache.from_url(f"{redis.url}?pool=4") as cache, ThreadPoolExecutor(40) as threads:
+    with (
+        Cache.from_url(f"{redis.url}?pool=4&timeout=20&connect_timeout=20") as cache,
+        ThreadPoolExecutor(40) as threads,
+    ):
 
         @cache.cached("item:{item_id}", ttl=60)
         def get_item(item_id: int) -> int:
