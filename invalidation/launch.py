@@ -1,5 +1,6 @@
 """The daemon's launch: from a configuration file to a running daemon."""
 
+import gc
 import logging
 import os
 import signal
@@ -41,6 +42,7 @@ def run_daemon(path: Path | None) -> None:
     server = _serve(settings, monitor)
     try:
         refuse_unfit(lint(rules, inspect(settings.source, rules)))
+        gc.freeze()  # what is there by now stays, and looking it over takes longer than a transaction
         daemon.run()
     finally:
         if server is not None:

@@ -7,9 +7,10 @@ https://www.postgresql.org/docs/current/protocol-replication.html
 """
 
 import struct
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 from leasecache.errors import SourceError
@@ -36,6 +37,7 @@ MOST_KEYS = 100_000  # that one transaction may touch before all keys go instead
 POSTGRES_EPOCH = 946_684_800  # 2000-01-01 UTC in Unix seconds
 
 _TAG_MOST = 100  # bytes of a command tag
+_KEEPALIVE = struct.Struct("!xQ8xB")  # after "k"; between the two numbers is the server's clock
 _STATUS = struct.Struct("!cQQQqB")
 
 
@@ -84,9 +86,9 @@ class Touched:
     keys: dict[bytes, float] = field(default_factory=dict)  # key → s it may be served stale, the least of its rules
     explicit: dict[bytes, float] = field(default_factory=dict)  # the same of keys that commit messages name
     everything: str | None = None  # why keys are missing, so that all of the namespace must go: the reason of a loss
-    losses: Counter[Loss] = field(default_factory=Counter)
-    table_rows: Counter[str] = field(default_factory=Counter)  # rows of tables that have rules
-    rule_keys: Counter[tuple[str, str]] = field(default_factory=Counter)  # (function, table) → keys rendered
+    losses: defaultdict[Loss, int] = field(default_factory=partial(defaultdict, int))
+    table_rows: defaultdict[str, int] = field(default_factory=partial(defaultdict, int))  # of tables that have rules
+    rule_keys: defaultdict[tuple[str, str], int] = field(default_factory=partial(defaultdict, int))  # (function, table)
     rows: int = 0
     messages: int = 0
 
@@ -131,9 +133,12 @@ class Touched:
         merge(self.keys, other.keys)
         merge(self.explicit, other.explicit)
         self.everything = self.everything or other.everything
-        self.losses.update(other.losses)
-        self.table_rows.update(other.table_rows)
-        self.rule_keys.update(other.rule_keys)
+        for loss, count in other.losses.items():
+            self.losses[loss] += count
+        for table, count in other.table_rows.items():
+            self.table_rows[table] += count
+        for rule, count in other.rule_keys.items():
+            self.rule_keys[rule] += count
         self.rows += other.rows
         self.messages += other.messages
 
@@ -224,6 +229,9 @@ class Rows(Protocol):
 
 def parse_frame(frame: bytes) -> Data | Keepalive:
     """Read one CopyData frame from the server. Raises SourceError on anything but a whole known frame."""
+    if len(frame) == _KEEPALIVE.size and frame[:1] == b"k":
+        wal_end, reply = _KEEPALIVE.unpack(frame)
+        return Keepalive(wal_end, reply != 0)
     reader = Reader(frame, "replication frame")
     kind = reader.take(1)
     if kind == b"w":
