@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from leasecache import _accel
 from leasecache.errors import NodeError
-from leasecache.guard import RECORD_FLAGS, ring_mark, wire_key
+from leasecache.guard import RECORD_FLAGS, ring_mark
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Stored, Token
 from leasecache.stores.base import AsyncBatchReader, AsyncLeaseNode, AsyncReader, Outcome
 from leasecache.stores.ring import ring
@@ -167,7 +167,7 @@ async def _invalidate(node: AsyncLeaseNode, keys: Sequence[bytes], stale_for: fl
     generation = trust.known.generation if trust.known else None
     for _ in range(ATTEMPTS):
         if generation is not None:
-            meant += [wire_key(generation, key) for key in keys]
+            meant += trust.under(generation, keys)
         found = trust.generation(await node.invalidate_under(trust.key, meant, stale_for))
         if found == generation:
             return

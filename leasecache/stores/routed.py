@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from leasecache import _accel
 from leasecache.errors import LeasecacheError, NodeError
-from leasecache.guard import RECORD_FLAGS, ring_mark, wire_key
+from leasecache.guard import RECORD_FLAGS, ring_mark
 from leasecache.lease import Answer, Ask, Fill, Hit, Lease, Stored, Token
 from leasecache.stores.base import BatchReader, LeaseNode, Outcome, Reader
 from leasecache.stores.ring import ring
@@ -151,7 +151,7 @@ def _invalidate(node: LeaseNode, keys: Sequence[bytes], stale_for: float) -> Non
     generation = trust.known.generation if trust.known else None
     for _ in range(ATTEMPTS):
         if generation is not None:
-            meant += [wire_key(generation, key) for key in keys]
+            meant += trust.under(generation, keys)
         found = trust.generation(node.invalidate_under(trust.key, meant, stale_for))
         if found == generation:
             return

@@ -6,15 +6,17 @@ came with it, so no two threads need to agree, and nothing here is ever too old 
 
 import logging
 import secrets
+from collections.abc import Iterable
 from dataclasses import replace
 
 from leasecache._accel import RecordState, TrustState
 from leasecache.errors import ConfigError, GuardError
-from leasecache.guard import NO_RUN, Record, guard_key
+from leasecache.guard import NO_RUN, Record, guard_key, wire_key
 from leasecache.lease import Answer, Hit, Lease
 
 log = logging.getLogger("leasecache")
 
+LONGEST = 220  # bytes of a function's logical key
 ATTEMPTS = 3  # requests that another generation may cut across, before a call does without the node
 
 
@@ -89,6 +91,10 @@ class Trust(TrustState):
         raise GuardError(
             f"{self.node}: the daemon serves other nodes or weights than those of this cache's URL", "ring"
         )
+
+    def under(self, generation: int, keys: Iterable[bytes]) -> list[bytes]:
+        """Return what these keys are called under a generation; no guarded function has one that would be too long."""
+        return [wire_key(generation, key) for key in keys if len(key) <= LONGEST]
 
     def generation(self, raw: bytes | None) -> int:
         """Return the generation of a record just read, whatever it vouches for. Raises GuardError."""
