@@ -61,7 +61,8 @@ class GuardedBatch:
         self._trust = trust
         self._asks = asks
         self._left = list(range(len(asks)))
-        self._asked: list[int] = []  # with the last request, in its order
+        self._plain: list[int] = []  # unguarded ones of the last request, which come first
+        self._asked: list[int] = []  # all of it, in its order
         self._known: Known | None = None  # what it was made under
         self._requests = 0
 
@@ -74,19 +75,20 @@ class GuardedBatch:
             return False
         self._requests += 1
         self._known = self._trust.known if known is None else known
-        # The unguarded ones come first, once; between them and the others the record is read.
-        self._asked = sorted([i for i in self._left if self._is_due(i)], key=lambda i: self._asks[i].mark is not None)
+        marks = frozenset() if self._known is None else self._known.marks
+        self._plain = [i for i in self._left if self._asks[i].mark is None]
+        self._asked = self._plain + [i for i in self._left if self._asks[i].mark in marks]
         return True
 
     def request(self, mark: Callable[[], bytes]) -> bytes:
         """Return it for a connection that marks its commands so."""
         prefix = b"" if self._known is None else self._known.prefix
-        plain, guarded = self._split()
+        asks, at = [self._asks[i] for i in self._asked], len(self._plain)
         return b"".join(
             [
-                *[_lease_get(self._asks[i], b"", mark()) for i in plain],
+                *[_lease_get(ask, b"", mark()) for ask in asks[:at]],
                 meta.read_record(self._trust.key),
-                *[_lease_get(self._asks[i], prefix, mark()) for i in guarded],
+                *[_lease_get(ask, prefix, mark()) for ask in asks[at:]],
             ]
         )
 
@@ -97,7 +99,7 @@ class GuardedBatch:
 
     def read(self, replies: Sequence[Reply], epoch: int, born: int, context: None) -> list[Any]:
         """Return the record, and what the other replies mean, in the order of the request. Raises NodeError."""
-        keys, at = [self._asks[i].key for i in self._asked], len(self._split()[0])
+        keys, at = [self._asks[i].key for i in self._asked], len(self._plain)
         generation = 0 if self._known is None else self._known.generation
         return [
             meta.record(replies[at : at + 1], epoch, born, None),
@@ -118,34 +120,28 @@ class GuardedBatch:
 
     def take(self, found: Sequence[Any]) -> list[Lease]:
         """Sort what `read` has made of the replies; return the leases that nobody may use."""
-        raw, answers = found[0], dict(zip(self._asked, found[1:], strict=True))
+        answers = dict(zip(self._asked, found[1:], strict=True))
+        verdicts = {mark: self._verdict(found[0], mark) for mark in {self._asks[i].mark for i in self._left}}
         waiting, self._left = self._left, []
         for i in waiting:
-            self._settle(i, raw, answers.get(i))
-        return [a for i, a in answers.items() if isinstance(a, Lease) and a is not self.answers[i]]
+            verdict = verdicts[self._asks[i].mark]
+            if isinstance(verdict, GuardError):
+                self.answers[i] = verdict
+            elif verdict and i in answers:
+                self.answers[i] = answers[i]
+            else:
+                self._left.append(i)
+        return [a for i, a in answers.items() if type(a) is Lease and a is not self.answers[i]]
 
-    def _settle(self, i: int, raw: bytes | None, answer: Answer | None) -> None:
-        mark = self._asks[i].mark
+    def _verdict(self, raw: bytes | None, mark: bytes | None) -> GuardError | bool:
+        """Tell whether the answers of a function are to be believed, False = to be asked for anew; or why not."""
         if mark is None:
-            self.answers[i] = answer or self.answers[i]
-            return
+            return True
         try:
             known = self._trust.judge(raw, mark)
         except GuardError as error:
-            self.answers[i] = error
-            return
-        if answer is not None and self._known is not None and known.generation == self._known.generation:
-            self.answers[i] = answer
-        else:
-            self._left.append(i)
-
-    def _is_due(self, i: int) -> bool:
-        mark = self._asks[i].mark
-        return mark is None or (self._known is not None and mark in self._known.marks)
-
-    def _split(self) -> tuple[list[int], list[int]]:
-        plain = [i for i in self._asked if self._asks[i].mark is None]
-        return plain, self._asked[len(plain) :]
+            return error
+        return self._known is not None and known.generation == self._known.generation
 
 
 def issued(answer: Answer, generation: int) -> Answer:
