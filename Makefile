@@ -6,6 +6,7 @@ PIP := $(BIN)/pip -qq --disable-pip-version-check
 READY := $(VENV)/ready
 BUILT := $(VENV)/built
 RIVALS := $(VENV)/rivals
+JOBS ?= 2
 
 # $(call provide,PROGRAMS): install those that are missing by the system's package manager. PROGRAM=PACKAGE names Debian's
 # package where that is called otherwise.
@@ -34,8 +35,8 @@ help: ## list the targets
 demo: $(BUILT) servers ## tour two data centres on real servers (ARGS="--json", "--keep")
 	@$(BIN)/leasecache demo $(ARGS)
 
-test: $(BUILT) servers browser ## run every test against real servers (ARGS="-k lease")
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(BUILT) servers browser ## run every test against real servers (ARGS="-k lease", JOBS=4)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 docs: $(BUILT) ## write anew what pages draw from the code, and check their links
 	@$(BIN)/python -m docs
