@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from leasecache import AsyncCache
+from leasecache import AsyncCache, row
+from leasecache.guard import function_marks, guard_key, ring_mark
+from loadtests.bench.guarded import record
 from loadtests.bench.hits import TTL
+from loadtests.bench.raw import RawSocket
 from loadtests.bench.run import Run, event_loop, together
 from loadtests.bench.site import Site, host_port
 
@@ -26,6 +29,22 @@ def ours(site: Site, loop_of: LoopOf = event_loop) -> Run:
 
     site.at_end(lambda: loop.run_until_complete(cache.aclose()))
     cached = cache.cached("media:{media_id}", ttl=TTL)(get_media)
+    return together(loop, [partial(cached, media_id) for media_id in IDS])
+
+
+def guarded(site: Site, loop_of: LoopOf = event_loop) -> Run:
+    """Do the same under a guard: those that leave together share a reading of the guard record."""
+    cache = AsyncCache.from_url(f"memcached://{site.address('memcached')}?namespace=together", guard="daemon")
+    load, loop = site.loader(times=len(IDS)), loop_of(site)
+
+    async def get_media(media_id: int) -> bytes:
+        value: bytes = load()
+        return value
+
+    site.at_end(lambda: loop.run_until_complete(cache.aclose()))
+    cached = cache.cached("media:{media_id}", ttl=TTL, depends_on=row("media", media_id="id"))(get_media)
+    rings = frozenset([ring_mark([site.address("memcached")])])
+    RawSocket(site).store(guard_key("together"), record(rings, function_marks(cache.rules.rules)))
     return together(loop, [partial(cached, media_id) for media_id in IDS])
 
 

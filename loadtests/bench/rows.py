@@ -144,6 +144,19 @@ P3 = Row(
     right=memory_hits.same,
 )
 
+P3G = Row(
+    name="P3g",
+    work="a guarded hit on Redis, the guard record read with it",
+    sides=(
+        floor("redis-py mget", redis_hits.guarded_floor),
+        ours(redis_hits.guarded),
+        ours(redis_hits.ours, "leasecache, unguarded"),
+    ),
+    figures=times(of="redis-py mget", goals=(Goal(at_most=1.1, of=("redis-py mget",)),)),
+    measure=timed,
+    right=redis_hits.last_is_value,
+)
+
 P4 = Row(
     name="P4",
     work="a hit in memory, 200 bytes",
@@ -255,6 +268,21 @@ P7U = Row(
     per=len(aio.IDS),
 )
 
+P7G = Row(
+    name="P7g",
+    work="guarded hits of 200 asyncio tasks, per hit",
+    sides=(
+        floor("leasecache, unguarded", aio.ours),
+        ours(aio.guarded),
+        ours(partial(aio.ours, loop_of=aio.uvloop), "leasecache, unguarded, uvloop"),
+        ours(partial(aio.guarded, loop_of=aio.uvloop), "leasecache, uvloop"),
+    ),
+    figures=times(of="leasecache, unguarded", goals=()),
+    measure=P7.measure,
+    right=aio.has_all,
+    per=len(aio.IDS),
+)
+
 RECEIVER = "pg_recvlogical -f /dev/null"
 DRAINED = (
     Figure(name=stream.TIME, unit="µs", floor=RECEIVER, goals=(Goal(at_most=1 / 0.9, of=(RECEIVER,)),)),
@@ -294,4 +322,4 @@ P9 = Row(
     measure=stream.Following(),
 )
 
-ROWS = (P1, P1T, P1I, P1G, P1GI, P2, P3, P4, P5, P6, P6K, P6S, P6R, P7, P7U, P8, P8S, P9)
+ROWS = (P1, P1T, P1I, P1G, P1GI, P2, P3, P3G, P4, P5, P6, P6K, P6S, P6R, P7, P7U, P7G, P8, P8S, P9)
