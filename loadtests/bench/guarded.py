@@ -3,7 +3,7 @@
 from functools import partial
 
 from leasecache import Cache, row
-from leasecache.guard import Record, function_marks, guard_key, wire_key
+from leasecache.guard import NO_RUN, Record, function_marks, guard_key, wire_key
 from leasecache.stores import meta
 from loadtests.bench import raw
 from loadtests.bench.hits import KEY, TTL, getter, hit_of
@@ -32,6 +32,6 @@ def ours(site: Site) -> Run:
     return hit_of(cached)
 
 
-def record(rings: frozenset[bytes], rules: frozenset[bytes]) -> bytes:
+def record(rings: frozenset[bytes], rules: frozenset[bytes], run: str = NO_RUN) -> bytes:
     """Return a record as a daemon would write it."""
-    return Record(generation=GENERATION, tenure=1, rings=rings, rules=rules).to_bytes()
+    return Record(generation=GENERATION, tenure=1, run=run, rings=rings, rules=rules).to_bytes()
