@@ -43,6 +43,14 @@ class _Standing(NamedTuple):
     record: Record | None
 
 
+class Written(NamedTuple):
+    """A record that stands, and what it was written under."""
+
+    generation: int
+    tenure: int
+    charter: Charter
+
+
 class Keeper:
     """Keeps one node's record; `write` runs in the node's thread, all else in the daemon's."""
 
@@ -94,35 +102,33 @@ class Keeper:
         """Note that the record is gone, or not as it should be."""
         self._renew_at = 0.0
 
-    def wrote(self, generation: int, now: float) -> None:
-        """Note that the record stands."""
-        self.generation = generation
-        self._renew_at = now + min(self._life / RENEWALS, RENEWED_AFTER)
+    def wrote(self, written: Written, now: float) -> None:
+        """Note that a record stands; one of an earlier tenure or charter is to be written again at once."""
+        if written.tenure == self._tenure:
+            self.generation = written.generation
+        current = written.tenure == self._tenure and written.charter is self._charter
+        self._renew_at = now + min(self._life / RENEWALS, RENEWED_AFTER) if current else now
 
-    def write(self, *, new: bool = False) -> int:
-        """Write the record, with a `new` generation if need be, and return its generation. Raises NodeError."""
+    def write(self, *, new: bool = False) -> Written:
+        """Write the record, with a `new` generation if need be. Raises NodeError."""
+        charter, tenure, known = self._charter, self._tenure, self.generation
         run = self._node.run()
-        rules = self._vouched_rules()
+        rules = self._vouched_rules(charter, tenure)
         for _ in range(ATTEMPTS):
-            standing = self._read(self._charter.key)
-            record = Record(
-                generation=self._choose(standing.record, run, new),
-                tenure=self._tenure,
-                run=run,
-                rings=self._charter.rings,
-                rules=rules,
-            )
-            if self._write(self._charter.key, standing.token, record.to_bytes()):
+            token, found = self._read(charter.key)
+            generation = fresh_number() if new or known is None else self._choose(known, found, run, charter)
+            record = Record(generation=generation, tenure=tenure, run=run, rings=charter.rings, rules=rules)
+            if self._write(charter.key, token, record.to_bytes()):
                 self._run = run
-                return record.generation
+                return Written(generation, tenure, charter)
         raise NodeError(f"{self._node.name}: the guard record changed under {ATTEMPTS} attempts to write it")
 
-    def _vouched_rules(self) -> frozenset[bytes]:
+    def _vouched_rules(self, charter: Charter, tenure: int) -> frozenset[bytes]:
         """Show the others that we live, and return the functions that all of us vouch for: none without one of them."""
-        if self._charter.pulse is not None:
-            self._write(self._charter.pulse, self._read(self._charter.pulse).token, b"%016x" % self._tenure)
-        alive = all(self._node.look(other) is not None for other in self._charter.others)
-        return self._charter.rules if alive else frozenset()
+        if charter.pulse is not None:
+            self._write(charter.pulse, self._read(charter.pulse).token, b"%016x" % tenure)
+        alive = all(self._node.look(other) is not None for other in charter.others)
+        return charter.rules if alive else frozenset()
 
     def _write(self, key: bytes, token: Token | None, body: bytes) -> bool:
         self.sent_at = max(self.sent_at, time.monotonic())
@@ -135,13 +141,13 @@ class Keeper:
         value = answer.value if isinstance(answer, (Hit, Lease)) else None
         return _Standing(answer.token, None if value is None else Record.from_bytes(value))
 
-    def _choose(self, found: Record | None, run: str, new: bool) -> int:
-        if new or self.generation is None or (self._run or run) != run:
+    def _choose(self, known: int, found: Record | None, run: str, charter: Charter) -> int:
+        if (self._run or run) != run:
             return fresh_number()
         if found is None:
-            return self.generation
+            return known
         # What was served once and is not now would be believed again, with all it has missed, if it came back.
-        kept = found.run == run and found.rings <= self._charter.rings and found.rules <= self._charter.rules
+        kept = found.run == run and found.rings <= charter.rings and found.rules <= charter.rules
         return found.generation if kept else fresh_number()
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from leasecache.errors import NodeError
 from leasecache.guard import Record, wire_key
 from leasecache.invalidation.journal import Entries, JournalError, NodeJournal
-from leasecache.invalidation.keeper import Keeper
+from leasecache.invalidation.keeper import Keeper, Written
 from leasecache.invalidation.walker import merge, name
 from leasecache.stores.base import Node
 
@@ -248,11 +248,11 @@ class Mailbox:
             observer.invalidated(self.node.name, len(self._batch))
         self._batch = Parcel()
 
-    def _kept(self, generation: int, now: float, observer: Observer) -> None:
+    def _kept(self, written: Written, now: float, observer: Observer) -> None:
         assert self.keeper is not None
-        self.keeper.wrote(generation, now)
-        self._note(generation, now, observer)
-        observer.guarded(self.node.name, "fresh", generation)
+        self.keeper.wrote(written, now)
+        self._note(written.generation, now, observer)
+        observer.guarded(self.node.name, "fresh", written.generation)
 
     def _note(self, generation: int, now: float, observer: Observer) -> None:
         """Note the generation in the journal. While that fails W stays, so that the next process begins before it."""
@@ -266,9 +266,9 @@ class Mailbox:
             self._unnoted = True
             observer.journal_failed(self.node.name, error)
 
-    def _renewed(self, generation: int, now: float, observer: Observer) -> None:
+    def _renewed(self, written: Written, now: float, observer: Observer) -> None:
         self._sending.renews = False
-        self._kept(generation, now, observer)
+        self._kept(written, now, observer)
 
     def _replayed(self, entries: Entries, now: float, observer: Observer) -> None:
         assert self._journal is not None

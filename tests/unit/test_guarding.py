@@ -484,3 +484,31 @@ def test_two_shards_vouch_together() -> None:
     assert record is not None
     assert record.rules == set()
     first.close()
+
+
+def test_a_write_that_ends_in_another_tenure(desk: Desk) -> None:
+    """Guard: `wrote` compares tenures. What an earlier conversation began to write makes nothing known here."""
+    generation = desk.generation()
+    [box] = desk.dispatcher._mailboxes.values()
+    keeper = box.keeper
+    assert keeper is not None
+    written = keeper.write()
+    desk.dispatcher.begin("system", 99, desk.now, known=False)
+    keeper.wrote(written, desk.now)
+    assert keeper.generation is None
+    desk.step()
+    assert desk.generation() != generation
+
+
+def test_a_charter_that_changes_during_a_write(desk: Desk) -> None:
+    """Guard: `wrote` compares charters. What is served no more leaves the record at once."""
+    [box] = desk.dispatcher._mailboxes.values()
+    keeper = box.keeper
+    assert keeper is not None
+    written = keeper.write()
+    desk.dispatcher.serve(RuleSet(namespace="shop", rules=RULES.rules[:1]))
+    keeper.wrote(written, desk.now)
+    desk.step()
+    record = desk.node.record()
+    assert record is not None
+    assert len(record.rules) == 1
