@@ -85,7 +85,9 @@ class Figures:
         self.gaps = self._counter("gaps", "Times that changes were lost on the way to this daemon")
         self.recoveries = self._counter("recoveries", "Gaps that were recovered from")
         self.recovery_seconds = self._gauge("last_recovery_seconds", "How long the last recovery from a gap took")
-        self.drift = self._gauge("drift_findings", "What keeps the source from serving the rules, as of the last look")
+        self.drift = self._gauge(
+            "drift_findings", "What the last look at the source found; fatal: a rule cannot be served", "kind"
+        )
         self.unready = self._gauge("unready_reasons", "Reasons why /readyz says no; 0 = ready")
 
     def served(self, **figures: Callable[[], float]) -> None:

@@ -107,11 +107,11 @@ class Troubles:
     def __init__(self) -> None:
         self._last: dict[tuple[str, str], Trouble] = {}  # the latest last
 
-    def note(self, at: float, event: str, text: str) -> None:
-        """Note a trouble at `at` (Unix s); the same one again counts there."""
-        name = event, text[:_TEXT]
+    def note(self, at: float, event: str, text: str, of: str | None = None) -> None:
+        """Note a trouble at `at` (Unix s); another one with this event and text, or `of` the same, counts there."""
+        name = event, text[:_TEXT] if of is None else of
         known = self._last.pop(name, None)
-        self._last[name] = Trouble(at, *name, times=1 if known is None else known.times + 1)
+        self._last[name] = Trouble(at, event, text[:_TEXT], times=1 if known is None else known.times + 1)
         if len(self._last) > TROUBLES:
             del self._last[next(iter(self._last))]
 

@@ -129,7 +129,7 @@ def _gate(summary: Mapping[str, Any]) -> Markup:
         ]
         for one in summary["readers"]
     ]
-    table = _table(("reader", "gate", "", "since"), readers) if readers else None
+    table = _table(("reader", "gate", "what it shows", "since"), readers) if readers else None
     return _card("Gate", tag("p", state, class_="state"), table, id="gate")
 
 
@@ -142,11 +142,7 @@ def _drift(summary: Mapping[str, Any]) -> Markup | None:
         ]
         for one in summary["drift"]
     ]
-    return (
-        _card("Drift of schema or publication", _table(("finding", "where", "what"), rows), id="drift")
-        if rows
-        else None
-    )
+    return _card("Findings about the source", _table(("finding", "where", "what"), rows), id="drift") if rows else None
 
 
 def _nodes(summary: Mapping[str, Any]) -> Markup:
@@ -197,7 +193,12 @@ def _rules(summary: Mapping[str, Any]) -> Markup:
 
 def _errors(summary: Mapping[str, Any]) -> Markup:
     rows = [
-        [_when(one["at"]), tag("code", one["event"]), tag("bdi", one["text"]), f"{number(one['times'])} ×"]
+        [
+            _when(one["at"]),
+            tag("code", one["event"], class_="when"),
+            tag("bdi", one["text"]),
+            f"{number(one['times'])} ×",
+        ]
         for one in summary["errors"]
     ]
     return _card("Last errors", _table(("last (UTC)", "event", "what", "seen"), rows), id="errors")

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.metadata import version
 
 from prometheus_client import Counter as Series
@@ -50,6 +51,9 @@ class Monitor:
         """Have gauges read the state when they are scraped: the loop turns too often to set them."""
         state = self.state
         self.figures.info.labels(state.version, state.implementation).set(1)
+        for kind, fatal in (("fatal", True), ("advice", False)):
+            count = partial(_count_findings, state, fatal=fatal)
+            self.figures.drift.labels(kind).set_function(count)
         self.figures.served(
             streaming=lambda: float(state.streaming),
             standing_by=lambda: float(state.waiting is not None),
@@ -60,7 +64,6 @@ class Monitor:
             pending=lambda: state.pending,
             held=lambda: state.held,
             held_seconds=lambda: 0.0 if (since := state.held_since) is None else time.monotonic() - since,
-            drift=lambda: len(state.drift),
             unready=lambda: len(self.unready()),
         )
 
@@ -144,7 +147,7 @@ class Monitor:
             fix = readiness.loss_text(loss.reason)
             if not self._all_guarded:
                 fix += f"; {readiness.FIXES['unserved']}"
-            self._trouble(level, "unserved", fix, **loss._asdict(), lsn=format_lsn(end_lsn), fix=fix)
+            self._trouble(level, "unserved", f"{loss.table}: {fix}", **loss._asdict(), lsn=format_lsn(end_lsn), fix=fix)
         if not self._all_guarded:
             self.state.losses[loss] += count
 
@@ -213,7 +216,8 @@ class Monitor:
             self.figures.node_up.labels(known.name).set(0)
             self._stop_renewing(known)
             event(logging.WARNING, "node-down", node=node, error=error)
-        self.state.troubles.note(time.time(), "node-down", f"{node}: {error}")
+        text = str(error)
+        self.state.troubles.note(time.time(), "node-down", text if node in text else f"{node}: {text}", of=node)
 
     def node_recovered(self, node: str) -> None:
         """Note that a node answers again."""
@@ -272,7 +276,7 @@ class Monitor:
         """Note that all guarded values were given up for a new generation."""
         self.state.bumps += 1
         self.figures.bumps.inc()
-        self._trouble(logging.WARNING, "generation-bumped", reason, reason=reason)
+        self._trouble(logging.WARNING, "generation-bumped", readiness.LOSSES.get(reason, reason), reason=reason)
 
     def gap(self, reason: str) -> None:
         """Note that changes were lost on the way to this daemon."""
@@ -319,3 +323,7 @@ class Monitor:
     def _trouble(self, level: int, name: str, text: str, **fields: object) -> None:
         self.state.troubles.note(time.time(), name, text)
         event(level, name, **fields)
+
+
+def _count_findings(state: State, *, fatal: bool) -> float:
+    return sum(finding.fatal is fatal for finding in state.drift)

@@ -174,6 +174,14 @@ def test_guards_and_nodes_in_figures() -> None:
         assert [value("leasecache_daemon_guard", one) for one in labels] == [float(s == state) for s in GUARD_STATES]
 
 
+def test_metrics_are_what_they_are_called() -> None:
+    """A scrape has each series once, without the time at which it began, and gauges of what is true right now."""
+    text = answer("/metrics", full("plain")).body.decode()
+    assert "_created" not in text
+    assert 'leasecache_daemon_drift_findings{kind="fatal"} 1.0' in text
+    assert 'leasecache_daemon_rule_keys_total{function="plain",table="plain"} 1.0' in text
+
+
 def test_a_meter_forgets() -> None:
     """A rate is that of the last seconds; the total stays."""
     meter = Meter()
