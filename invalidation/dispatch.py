@@ -171,9 +171,8 @@ class Dispatcher:
 
     def step(self, now: float) -> None:
         """Collect what the nodes have answered and begin what can be begun. Call it whenever `wake` was called."""
-        vouched = now < self._vouched_until
         for box in self._mailboxes.values():
-            box.step(now, self._observer, vouched=vouched)
+            box.step(now, self._observer, vouched_until=self._vouched_until)
 
     def next_due(self, now: float) -> float | None:
         """Return the seconds until `step` has something to do that no wake announces, None when there is nothing."""

@@ -67,6 +67,8 @@ class Keeper:
 
     def begin(self, tenure: int, now: float, *, known: bool) -> None:
         """Begin a tenure of the slot; `known`: nobody else has moved the slot since what we know was true."""
+        if not self._tenure:  # an earlier process of ours may have sent a record the moment before
+            self.sent_at = now
         self._tenure = tenure
         self._renew_at = now
         if not known:
@@ -94,7 +96,7 @@ class Keeper:
 
     @property
     def expired_at(self) -> float:
-        """When (monotonic s) every record has surely run out on the node that was sent by us, or thanks to our pulse."""
+        """When (monotonic s) every record has surely run out on the node that we sent, or others thanks to our pulse."""
         lives = 4 if self._charter.others else 2
         return self.sent_at + lives * CLOCK_SLACK * self._life
 
@@ -109,8 +111,12 @@ class Keeper:
         current = written.tenure == self._tenure and written.charter is self._charter
         self._renew_at = now + min(self._life / RENEWALS, RENEWED_AFTER) if current else now
 
-    def write(self, *, new: bool = False) -> Written:
-        """Write the record, with a `new` generation if need be. Raises NodeError."""
+    def write(self, until: float, *, new: bool = False) -> Written | None:
+        """Write the record, with a `new` generation if need be; None when the slot may not be ours any more.
+
+        That is so from `until` (monotonic s) on: a process may have been stopped between any two lines. Whoever has
+        the slot then writes a record, too, and its CAS is another one than we have read. Raises NodeError.
+        """
         charter, tenure, known = self._charter, self._tenure, self.generation
         run = self._node.run()
         rules = self._vouched_rules(charter, tenure)
@@ -118,6 +124,8 @@ class Keeper:
             token, found = self._read(charter.key)
             generation = fresh_number() if new or known is None else self._choose(known, found, run, charter)
             record = Record(generation=generation, tenure=tenure, run=run, rings=charter.rings, rules=rules)
+            if time.monotonic() >= until:
+                return None
             if self._write(charter.key, token, record.to_bytes()):
                 self._run = run
                 return Written(generation, tenure, charter)

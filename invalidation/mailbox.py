@@ -130,7 +130,12 @@ class Mailbox:
     @property
     def renews(self) -> bool:
         """Whether a new generation is still to be written."""
-        return self._waiting.renews or self._sending.renews
+        return self._waiting.renews or self._sending.renews or self._unknown
+
+    @property
+    def _unknown(self) -> bool:
+        """Whether the generation that clients believe may be one that has missed something."""
+        return self.keeper is not None and self.keeper.generation is None
 
     def due_at(self, vouched: bool) -> float | None:
         """Return when (monotonic s) something is to be done that no wake announces; None = nothing."""
@@ -160,8 +165,8 @@ class Mailbox:
         self._waiting.position = max(self._waiting.position, position)
         self._settle()
 
-    def step(self, now: float, observer: Observer, *, vouched: bool) -> None:
-        """Collect a finished job and begin the next one; `vouched`: the slot is ours, so records may be written.
+    def step(self, now: float, observer: Observer, *, vouched_until: float) -> None:
+        """Collect a finished job and begin the next one; the slot is ours, and records may be written, until then.
 
         Raises what a node raised, unless it is a NodeError.
         """
@@ -173,7 +178,7 @@ class Mailbox:
         if self._future is None and self._journals and now >= self._journal_at:
             self._write_journal(now, observer)
         if self._future is None and now >= self._retry_at:
-            self._submit(now, vouched)
+            self._submit(now, vouched_until)
 
     def restart(self) -> None:
         """Forget positions and keep keys: a new stream repeats the rest, perhaps on another timeline."""
@@ -208,15 +213,15 @@ class Mailbox:
             self._journal_at += JOURNAL_AFTER
         observer.node_failed(self.node.name, error)
 
-    def _submit(self, now: float, vouched: bool) -> None:
-        keeper = self.keeper
+    def _submit(self, now: float, vouched_until: float) -> None:
+        keeper, vouched = self.keeper, now < vouched_until
         if self._journal is not None and len(self._journal):
             self._run(self._replayed, self._replay, self._journal.entries(BATCH_KEYS))
             return
         void = self._journal is not None and self._journal.void
         if keeper is not None and (void or keeper.generation is None or keeper.is_due(now)):
             if vouched:
-                self._run(self._kept, keeper.write, new=void)
+                self._run(self._kept, keeper.write, vouched_until, new=void)
                 return
             if keeper.generation is None:
                 return  # what guarded keys are called is not known yet
@@ -226,7 +231,7 @@ class Mailbox:
             self._batch = self._sending.take(BATCH_KEYS)
             self._run(self._sent, self._send, self._batch, None if keeper is None else keeper.generation)
         elif self._sending.renews and keeper is not None and vouched:
-            self._run(self._renewed, keeper.write, new=True)
+            self._run(self._renewed, keeper.write, vouched_until, new=True)
 
     def _run(
         self, done: Callable[[Any, float, Observer], None], job: Callable[..., Any], *args: Any, **more: Any
@@ -248,8 +253,9 @@ class Mailbox:
             observer.invalidated(self.node.name, len(self._batch))
         self._batch = Parcel()
 
-    def _kept(self, written: Written, now: float, observer: Observer) -> None:
-        assert self.keeper is not None
+    def _kept(self, written: Written | None, now: float, observer: Observer) -> None:
+        if self.keeper is None or written is None:
+            return
         self.keeper.wrote(written, now)
         self._note(written.generation, now, observer)
         observer.guarded(self.node.name, "fresh", written.generation)
@@ -266,8 +272,8 @@ class Mailbox:
             self._unnoted = True
             observer.journal_failed(self.node.name, error)
 
-    def _renewed(self, written: Written, now: float, observer: Observer) -> None:
-        self._sending.renews = False
+    def _renewed(self, written: Written | None, now: float, observer: Observer) -> None:
+        self._sending.renews = written is None
         self._kept(written, now, observer)
 
     def _replayed(self, entries: Entries, now: float, observer: Observer) -> None:
@@ -304,11 +310,16 @@ class Mailbox:
         return [key] if generation is None else [wire_key(generation, key), key]
 
     def _settle(self) -> None:
-        if len(self._batch) or len(self._sending) or self._sending.renews or self._unnoted:
+        if len(self._batch) or len(self._sending) or self._sending.renews or self._unnoted or self._owes:
             return
         empty = not len(self._waiting) and not self._waiting.renews
         settled = self._waiting.position if empty else self._sending.position
         self.acknowledged = max(self.acknowledged, settled)
+
+    @property
+    def _owes(self) -> bool:
+        """Whether the node lacks what only `_write_journal` lets W pass: it may be believed, until its record ends."""
+        return self._unknown or (self._journal is not None and (len(self._journal) > 0 or self._journal.void))
 
     @property
     def _journals(self) -> bool:
@@ -321,7 +332,7 @@ class Mailbox:
         parcels = (self._sending, self._waiting)
         try:
             for parcel in parcels:
-                self._journal.append([*parcel.keys, *parcel.explicit], void=parcel.renews)
+                self._journal.append([*parcel.keys, *parcel.explicit], void=parcel.renews or self._unknown)
             self._journal.sync()
         except JournalError as error:
             observer.journal_failed(self.node.name, error)
