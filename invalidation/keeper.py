@@ -96,7 +96,7 @@ class Keeper:
 
     @property
     def expired_at(self) -> float:
-        """When (monotonic s) every record has surely run out on the node that we sent, or others thanks to our pulse."""
+        """When (monotonic s) each record has surely run out on the node that we sent, or others thanks to our pulse."""
         lives = 4 if self._charter.others else 2
         return self.sent_at + lives * CLOCK_SLACK * self._life
 
