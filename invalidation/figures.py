@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+PrometheusCounter: TypeAlias = Counter
 GUARD_STATES = ("fresh", "absent", "foreign", "renewing-stopped")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LABELS = 500  # values of one label; what comes later is counted together

@@ -5,13 +5,12 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
-
-from prometheus_client import Counter as Series
+from typing import NamedTuple
 
 from leasecache import _accel
 from leasecache.errors import NodeError
 from leasecache.invalidation import readiness
-from leasecache.invalidation.figures import GUARD_STATES, Figures
+from leasecache.invalidation.figures import GUARD_STATES, Figures, PrometheusCounter
 from leasecache.invalidation.finding import Finding
 from leasecache.invalidation.gate import View
 from leasecache.invalidation.history import Meter
@@ -20,6 +19,17 @@ from leasecache.invalidation.lsn import format_lsn
 from leasecache.invalidation.state import JournalError, NodeState, ReaderState, State
 from leasecache.invalidation.stream import Loss, Touched, Transaction
 from leasecache.rules import Rule
+
+
+class _Series(NamedTuple):
+    """A counter of Prometheus, found once, and the meter of the page beside it."""
+
+    counter: PrometheusCounter
+    meter: Meter
+
+    def add(self, amount: int, now: float) -> None:
+        self.counter.inc(amount)
+        self.meter.add(amount, now)
 
 
 class Monitor:
@@ -33,8 +43,8 @@ class Monitor:
         self._all_guarded = all_guarded
         self.state = State(version=version("leasecache"), implementation=_accel.IMPL)
         self.figures = Figures()
-        self._by_table: dict[str, tuple[Series, Meter]] = {}
-        self._by_rule: dict[tuple[str, str], tuple[Series, Meter]] = {}
+        self._tables: dict[str, _Series] = {}
+        self._rules: dict[tuple[str, str], _Series] = {}
         self._garbled = False
         self._loss_told: set[Loss] = set()
         self._charted_at = 0.0
@@ -44,8 +54,8 @@ class Monitor:
             self._node(name)
         for rule in rules:
             table = f"{rule.schema}.{rule.table}"
-            self._open_table(table)
-            self._open_rule((rule.function, table))
+            self._begin_table(table)
+            self._begin_rule(rule.function, table)
 
     def _serve(self) -> None:
         """Have gauges read the state when they are scraped: the loop turns too often to set them."""
@@ -121,23 +131,23 @@ class Monitor:
     def _count(self, touched: Touched, now: float) -> None:
         """Count rows and keys where they came from; the rules name so many tables and functions, and no more."""
         for table, rows in touched.table_rows.items():
-            count, meter = self._by_table.get(table) or self._open_table(table)
-            count.inc(rows)
-            meter.add(rows, now)
+            (self._tables.get(table) or self._begin_table(table)).add(rows, now)
         for rule, keys in touched.rule_keys.items():
-            count, meter = self._by_rule.get(rule) or self._open_rule(rule)
-            count.inc(keys)
-            meter.add(keys, now)
+            (self._rules.get(rule) or self._begin_rule(*rule)).add(keys, now)
 
-    def _open_table(self, table: str) -> tuple[Series, Meter]:
+    def _begin_table(self, table: str) -> "_Series":
         shown = self.figures.tables(table)
-        opened = self.figures.table_rows.labels(shown), self.state.tables.setdefault(shown, Meter())
-        return self._by_table.setdefault(table, opened)
+        series = _Series(self.figures.table_rows.labels(shown), self.state.tables.setdefault(shown, Meter()))
+        if shown == table:
+            self._tables[table] = series
+        return series
 
-    def _open_rule(self, rule: tuple[str, str]) -> tuple[Series, Meter]:
-        shown = self.figures.rules(rule[0]), self.figures.tables(rule[1])
-        opened = self.figures.rule_keys.labels(*shown), self.state.rules.setdefault(shown, Meter())
-        return self._by_rule.setdefault(rule, opened)
+    def _begin_rule(self, function: str, table: str) -> "_Series":
+        shown = self.figures.rules(function), self.figures.tables(table)
+        series = _Series(self.figures.rule_keys.labels(*shown), self.state.rules.setdefault(shown, Meter()))
+        if shown == (function, table):
+            self._rules[shown] = series
+        return series
 
     def _lost(self, loss: Loss, count: int, end_lsn: int) -> None:
         self.figures.losses.labels(loss.reason, self.figures.tables(loss.table)).inc(count)
