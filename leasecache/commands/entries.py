@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leasecache.commands import AsJson, give_up
-from leasecache.commands.nodes import CacheUrl, open_networked
+from leasecache.commands.nodes import CacheUrl, open_networked, read_record
 
 if TYPE_CHECKING:
     from leasecache.lease import Hit
@@ -67,10 +67,14 @@ def invalidate(
 
 def _look(key: str, url: str) -> "tuple[str, Hit]":
     """Return the name of the node of an entry and what is stored there; when nothing is, exit."""
+    from leasecache.guard import wire_key
+
     with closing(open_networked(url)) as store:
         name = _checked(key, store.namespace)
         node = store.node_for(name)
-        hit = node.look(name)
+        record = read_record(store, node)[0]
+        hit = node.look(wire_key(record.generation, name)) if record else None  # a guarded function's
+        hit = hit or node.look(name)
     if hit is None:
         give_up(f"no value of {key} on {node.name}")
     return node.name, hit

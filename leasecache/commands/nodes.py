@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +13,7 @@ from leasecache.commands import AsJson, print_table
 
 if TYPE_CHECKING:
     from leasecache.errors import NodeError
+    from leasecache.guard import Record
     from leasecache.stores.base import LeaseNode
     from leasecache.stores.routed import RoutedStore
 
@@ -27,7 +28,7 @@ Watch = Annotated[
     typer.Option("--watch", metavar="SECONDS", min=1, max=86400, help="Look again every so often, until interrupted."),
 ]
 
-_FIGURES = ("version", "uptime", "items", "memory", "hits", "misses", "ratio", "sets", "evicted", "conns")
+_FIGURES = ("version", "uptime", "items", "memory", "hits", "misses", "ratio", "sets", "evicted", "conns", "guard")
 
 
 def open_networked(url: str) -> "RoutedStore":
@@ -45,31 +46,44 @@ def open_networked(url: str) -> "RoutedStore":
     return store
 
 
+def read_record(store: "RoutedStore", node: "LeaseNode") -> "tuple[Record | None, float | None]":
+    """Return a node's guard record, None = absent, and the s that it has left. Raises NodeError."""
+    from leasecache.guard import Record, guard_key
+
+    found = node.look(guard_key(store.namespace))
+    return (None, None) if found is None else (Record.from_bytes(found.value), found.expires_in)
+
+
 def stats(cache: CacheUrl, watch: Watch = None, as_json: AsJson = False) -> None:
-    """Print each node's own figures. To memcached a lease is a hit, and the load that follows it is a set."""
+    """Print each node's own figures, and the guard record of the URL's namespace there.
+
+    To memcached a lease is a hit, and the load that follows it is a set.
+    """
     from rich.console import Console
 
-    nodes = open_networked(cache).nodes
+    store = open_networked(cache)
     if watch is None:
-        for error in _print(nodes, 2 if as_json else None):
+        for error in _print(store, 2 if as_json else None):
             raise error
         return
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             Console().clear()  # a terminal; a file or pipe gets one look after the other
-            for error in _print(nodes, 0 if as_json else None):
+            for error in _print(store, 0 if as_json else None):
                 typer.echo(f"leasecache: {error}", err=True)
             time.sleep(watch)
 
 
-def _print(nodes: "Sequence[LeaseNode]", indent: int | None) -> list["NodeError"]:
+def _print(store: "RoutedStore", indent: int | None) -> list["NodeError"]:
     """Print the figures of the nodes that answer, None as a table, else as JSON; return why the others did not."""
     from leasecache.errors import NodeError
 
     figures, failures = [], []
-    for node in nodes:
+    for node in store.nodes:
         try:
-            figures += [{"node": name, **_figures(told)} for name, told in _told(node)]
+            several = _told(node)  # before the look at the record, which counts, too
+            guard = _guard(store, node)
+            figures += [{"node": name, **_figures(told), "guard": guard} for name, told in several]
         except NodeError as error:
             failures.append(error)
     if indent is not None:
@@ -84,6 +98,19 @@ def _told(node: "LeaseNode") -> list[tuple[str, Mapping[str, Any]]]:
     told = node.stats()
     several = all(isinstance(figures, Mapping) for figures in told.values())
     return list(told.items()) if several else [(node.name, told)]
+
+
+def _guard(store: "RoutedStore", node: "LeaseNode") -> dict[str, Any] | None:
+    """Return what the node's guard record says: who may believe it, and for how long; None = absent."""
+    record, expires_in = read_record(store, node)
+    if record is None:
+        return None
+    return {
+        "generation": f"{record.generation:016x}",
+        "expires_in": expires_in,  # s
+        "serves_these_nodes": store.mark in record.rings,
+        "functions": len(record.rules),
+    }
 
 
 def _figures(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,6 +173,12 @@ def _show(figures: list[dict[str, Any]]) -> None:
     print_table(table)
 
 
+def _shown(guard: Mapping[str, Any] | None) -> str:
+    if guard is None:
+        return "-"
+    return f"{guard['expires_in']:.0f} s" if guard["serves_these_nodes"] else "of other nodes"
+
+
 def _cells(node: dict[str, Any]) -> list[str]:
     from datetime import timedelta
 
@@ -163,4 +196,5 @@ def _cells(node: dict[str, Any]) -> list[str]:
         "-" if node["sets"] is None else f"{node['sets']:,}",
         f"{node['evictions']:,}",
         f"{node['connections']:,}",
+        _shown(node["guard"]),
     ]

@@ -120,10 +120,12 @@ class MemcachedNode(MemcachedLink):
                 key = self._trusted().judge(_record(client, self._trusted().key), mark).prefix + key
             for _ in range(10):  # until both answers are about the same version of the item
                 seen = meta.debug(client.raw_command(b"me " + key))
+                if seen is None:
+                    return None
                 (flags, value), cas = client.gets(key, default=(0, b""), cas_default=None)
-                if seen is None or (cas is not None and int(cas) == seen[1]):
+                if cas is not None and int(cas) == seen[1]:
                     break
-            return Hit(value, flags, seen[0]) if seen is not None and flags else None
+            return Hit(value, flags, seen[0]) if flags else None
 
     def stats(self) -> dict[str, Any]:
         """Return the server's own figures (memcached doc/protocol.txt, "General-purpose statistics")."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from typing import Any
 import pytest
 from pymemcache.client.base import Client
 
-from leasecache import Cache, Hit, Lease, Stored
+from leasecache import Cache, Hit, Lease, Stored, row
 from leasecache.cli import main
+from leasecache.config import open_store
 from leasecache.lab import MemcachedServer, RedisCluster, RedisServer, TcpProxy, free_port
 from tests.fix_daemon import run_to_exit
+from tests.fix_guard import Voucher
 
 Run = Callable[..., tuple[int, bytes, str]]
 CLI = ("-m", "leasecache.cli")
@@ -249,7 +252,7 @@ def test_stats(memcached: MemcachedServer, run: Run) -> None:
         "sets": 4,
         "evictions": 0,
     }
-    assert {*told} - {*figures} == {"version", "uptime", "bytes", "limit", "connections"}
+    assert {*told} - {*figures} == {"version", "uptime", "bytes", "limit", "connections", "guard"}
     code, out, _ = run("stats", "--cache", memcached.url)
     assert (code, "50.0%" in out.decode(), memcached.address in out.decode()) == (0, True, True)
 
@@ -262,6 +265,52 @@ def test_stats_of_leases(memcached: MemcachedServer, run: Run) -> None:
         assert isinstance(cache.lease_set(lease, b"x", 100), Stored)
     [told] = json.loads(run("stats", "--cache", memcached.url, "--json")[1])
     assert (told["hits"], told["misses"], told["sets"]) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["memcached", "redis"])
+def test_stats_of_guards(kind: str, request: pytest.FixtureRequest, run: Run) -> None:
+    """`stats` tells of each node's guard record how long it holds, and whether it is about the URL's nodes."""
+    server = request.getfixturevalue(f"shared_{kind}")
+    url = f"{kind}://{server.address}?namespace=stats"
+    with closing(open_store(url)) as store:
+        node: Any = store.nodes[0]
+        voucher = Voucher(node, namespace="stats", run=node.run())
+        record = voucher.vouch(marks=[b"0123456789ab"])
+        [told] = json.loads(run("stats", "--cache", url, "--json")[1])
+        guard = told["guard"]
+        assert 50 < guard.pop("expires_in") <= 60
+        expected = {"generation": f"{record.generation:016x}", "serves_these_nodes": True, "functions": 1}
+        assert guard == expected
+        assert re.search(r"\b(60|59|58) s", run("stats", "--cache", url)[1].decode())
+        voucher.write(rings=frozenset([b"0" * 12]))
+        assert "of other" in run("stats", "--cache", url)[1].decode()
+        voucher.put(b"garbage")
+        assert json.loads(run("stats", "--cache", url, "--json")[1])[0]["guard"] is None
+        voucher.withdraw()
+
+
+def test_entries_under_a_guard(shared_memcached: MemcachedServer, run: Run) -> None:
+    """`get`, `peek` and `invalidate` find what a guarded function has stored, by its logical key."""
+    namespace = f"shop-{uuid.uuid4().hex[:8]}"
+    url = f"memcached://{shared_memcached.address}?namespace={namespace}"
+    with Cache.from_url(url, guard="daemon") as cache, closing(open_store(url)) as store:
+
+        @cache.cached("media:{media_id}", ttl=60, depends_on=row("media", media_id="id"))
+        def get_media(media_id: int) -> str:
+            return f"media {media_id}"
+
+        node: Any = store.nodes[0]
+        voucher = Voucher(node, namespace=namespace)
+        voucher.vouch(cache.rules.rules)
+        get_media(1)
+        key = get_media.key(1).decode()
+        assert run("get", key, "--cache", url)[:2] == (0, b"media 1\n")
+        assert json.loads(run("peek", key, "--cache", url, "--json")[1])["key"] == key
+        assert run("invalidate", key, "--cache", f"{url}&guard=daemon")[0] == 0
+        assert run("get", key, "--cache", url)[0] == 1
+        voucher.withdraw()
+        code, _, err = run("invalidate", key, "--cache", f"{url}&guard=daemon")
+        assert (code, "is the daemon running?" in err, err.count("\n")) == (2, True, 1)
 
 
 def test_stats_of_redis(redis: RedisServer, run: Run) -> None:
@@ -280,7 +329,7 @@ def test_stats_of_redis(redis: RedisServer, run: Run) -> None:
     assert int(told.pop("version").split(".")[0]) >= 7
     assert 0 <= told.pop("uptime") < 600
     assert told.pop("connections") >= 1
-    assert told == {"node": redis.address, "items": 1, "limit": None, "sets": None, "evictions": 0}
+    assert told == {"node": redis.address, "items": 1, "limit": None, "sets": None, "evictions": 0, "guard": None}
     code, out, err = run("stats", "--cache", redis.url)
     assert (code, err, redis.address in out.decode()) == (0, "", True)
 
