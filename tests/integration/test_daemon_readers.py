@@ -221,8 +221,7 @@ def test_a_standby_that_goes_back_in_time(site: MakeSite, where: str) -> None:
         wait_until(lambda: reads(near, world) == "old", 2, "an old state")
         wired = world.fill_guarded("media:1", b"old")
         assert reads(near, world) == "old"
-        while world.generation() == before:
-            pass
+        wait_until(lambda: world.generation() != before, 10, f"a new generation; {world.daemon.log()}")
         assert reads(near, world) == "new", "a new generation may be filled with an old state"
     after = world.generation()
     assert isinstance(world.node.look(wired), Hit), "what is void needs not be gone"

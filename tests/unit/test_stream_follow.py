@@ -10,14 +10,24 @@ import pytest
 from leasecache.errors import NodeError, SourceError
 from leasecache.invalidation.dispatch import Dispatcher
 from leasecache.invalidation.follow import Follower, Limits
-from leasecache.invalidation.gate import View
+from leasecache.invalidation.gate import Answer, View
 from leasecache.invalidation.status import Monitor
 from leasecache.invalidation.stream import Stream
 from tests.unit.test_stream import Recorder, data, keepalive
-from tests.unit.test_stream_dispatch import FakeNode, FakeRing
+from tests.unit.test_stream_dispatch import NO_RULES, UNGUARDED, FakeNode, FakeRing
 
-ALL = View(True, 0, frozenset())
-NONE = View(False, 0, frozenset())  # nothing has begun, so nothing is visible
+
+def replayed(position: int, rewound: str | None = None) -> View:
+    """Return what a standby shows that has replayed so far."""
+    return View((Answer(True, 0, frozenset(), position),), rewound)
+
+
+def running(*xids: int) -> View:
+    """Return what a primary shows on which these are in progress."""
+    return View((Answer(False, 10, frozenset(xids)),))
+
+
+ALL, NONE = replayed(1 << 60), replayed(0)
 
 
 class FakeServer:
@@ -54,23 +64,39 @@ class FakeServer:
 
 
 class FakeGate:
-    """A gate that answers at once what it is told to."""
+    """Readers that answer at once what they are told to, or are away."""
 
     def __init__(self) -> None:
         self.asked = False
-        self.view = ALL
-        self.socket = os.open(os.devnull, os.O_RDONLY)
+        self.view: View | None = ALL
+        self.sockets: list[int] = []
+        self.due: float | None = None
+        self.released = 0
         self.questions = 0
+        self.trusted = 0
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether somebody is away, or went back."""
+        return self.view is None or self.view.rewound is not None
 
     def ask(self) -> None:
         """Count a question."""
         self.asked = True
         self.questions += 1
 
-    def answer(self) -> View:
-        """Answer."""
+    def answer(self) -> View | None:
+        """Answer what has been asked."""
+        if not self.asked or self.view is None:
+            return None
         self.asked = False
         return self.view
+
+    def trust(self) -> None:
+        """Count, and forget what was in doubt."""
+        assert self.view is not None
+        self.trusted += 1
+        self.view = self.view._replace(rewound=None)
 
 
 class Rig:
@@ -80,7 +106,8 @@ class Rig:
         self.server, self.gate, self.node = FakeServer(), FakeGate(), FakeNode("")
         self.monitor = Monitor()
         self.ear, self.bell = os.pipe()
-        self.dispatcher = Dispatcher(FakeRing(self.node), self.monitor, lambda: None)
+        self.dispatcher = Dispatcher([FakeRing(self.node)], NO_RULES, UNGUARDED, self.monitor, lambda: None)
+        self.dispatcher.begin("system", 0, 0.0, known=True)
         settings = Limits(**{"acknowledge_every": 0.0, "status_every": 0.01, "silence": 0.0, **limits})  # type: ignore[arg-type]
         self.follower = Follower(
             self.server,  # type: ignore[arg-type]
@@ -113,7 +140,7 @@ class Rig:
         """Let threads and descriptors go."""
         self.node.open.set()
         self.dispatcher.close()
-        for descriptor in (self.ear, self.bell, self.server.ear, self.server.bell, self.gate.socket):
+        for descriptor in (self.ear, self.bell, self.server.ear, self.server.bell):
             os.close(descriptor)
 
 
@@ -167,7 +194,7 @@ def test_a_keepalive_within_a_transaction_moves_nothing(rig: Rig) -> None:
 def test_a_transaction_received_after_the_question_waits_for_the_next(rig: Rig) -> None:
     """An answer releases what had been received when it was asked: a standby may be promoted in between."""
     answers: list[View] = []
-    rig.gate.answer = lambda: answers.pop() if answers else None  # type: ignore[assignment,return-value]
+    rig.gate.answer = lambda: answers.pop() if answers else None  # type: ignore[method-assign]
     rig.transaction(100)
     rig.turn()
     assert rig.gate.questions == 1
@@ -181,16 +208,79 @@ def test_a_transaction_received_after_the_question_waits_for_the_next(rig: Rig) 
 
 def test_a_visible_transaction_does_not_wait_for_an_earlier_one(rig: Rig) -> None:
     """Keys go as soon as their transaction is visible; W waits for the prefix."""
-    rig.gate.view = View(False, 10, frozenset({7}))
+    rig.gate.view = running(7)
     rig.transaction(100, xid=7, relid=1)
+    rig.turn()  # what comes in at once, goes at once
     rig.transaction(200, xid=8, relid=2)
     deadline = time.monotonic() + 10
     while not rig.node.calls and time.monotonic() < deadline:
         rig.turn()
     assert [keys for keys, _ in rig.node.calls] == [[b"2000000"]]
     assert set(rig.server.acknowledged) == {0}
-    rig.gate.view = View(False, 10, frozenset())
+    rig.gate.view = running()
     rig.until(200)
+
+
+def test_w_is_held_while_a_reader_is_away(rig: Rig) -> None:
+    """Nobody knows what a reader that is away shows: neither transactions nor keepalives move W, and both go on later.
+
+    Guard: positions wait while a reader is away.
+    """
+    rig.turn(3)
+    rig.gate.view = None
+    rig.server.frames.append(keepalive(150, reply=1))
+    rig.turn(2)
+    rig.transaction(200)
+    rig.server.frames.append(keepalive(250, reply=1))
+    sent = len(rig.server.sent)
+    rig.turn(3)
+    assert len(rig.server.sent) > sent
+    assert set(rig.server.acknowledged) == {0}
+    assert (rig.node.calls, rig.monitor.state.held) == ([], 1)
+    rig.gate.view = ALL
+    rig.until(250)
+
+
+def test_nothing_is_released_to_readers_that_went_back(rig: Rig) -> None:
+    """A reader went back in time: new generations come first, and before them whatever was released must be back.
+
+    Guards: what was released is shown again before the bump; the bump comes before any later position.
+    """
+    rig.transaction(100)
+    rig.until(100)
+    assert rig.gate.released == 100
+    happened = []
+    rig.dispatcher.bump = lambda reason: happened.append((reason, rig.dispatcher.acknowledged))  # type: ignore[method-assign]
+    rig.gate.view = replayed(99, "replica restarted")
+    rig.transaction(90, relid=2)  # repeated, and long shown again
+    rig.server.frames.append(keepalive(150, reply=1))
+    rig.turn(20)
+    assert (happened, len(rig.node.calls), max(rig.server.acknowledged)) == ([], 1, 100)
+    rig.gate.view = replayed(100, "replica restarted")
+    rig.until(150)
+    assert happened == [("replica restarted", 100)]
+    assert (rig.gate.trusted, len(rig.node.calls)) == (1, 2)
+
+
+def test_readers_that_went_back_while_nothing_happens(rig: Rig) -> None:
+    """Generations change without waiting for a transaction: hits are old until then. Guard: asking while in doubt."""
+    rig.gate.released = 100
+    rig.turn(3)
+    rig.gate.view = replayed(100, "replica restarted")
+    rig.turn(20)
+    assert rig.gate.trusted == 1
+
+
+def test_an_idle_gate_is_left_alone() -> None:
+    """While nothing is held readers are asked rarely; a transaction is asked about at once."""
+    rig = Rig(gate_idle=3600.0)
+    rig.turn(20)
+    before = rig.gate.questions
+    assert before <= 1
+    rig.transaction(100)
+    rig.until(100)
+    assert rig.gate.questions == before + 1
+    rig.close()
 
 
 def test_too_much_pending_stops_reading() -> None:
