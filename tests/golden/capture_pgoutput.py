@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from leasecache.invalidation.pgoutput import Commit, decode
+from leasecache.invalidation.lsn import parse_lsn
+from leasecache.invalidation.pgoutput import decode
 from leasecache.invalidation.source import Replication
-from leasecache.invalidation.stream import Data, parse_frame
+from leasecache.invalidation.stream import Data, Keepalive, parse_frame, status_update
 from leasecache.lab import PostgresServer
 
 HERE = Path(__file__).parent
@@ -23,7 +24,17 @@ PREPARE = (
     "alter table tags replica identity full",
     "create type mood as enum ('sad', 'ok')",
     "create table people (id uuid primary key, mood mood, born date, raw bytea, fine bool)",
-    "create publication leasecache for all tables",
+    "create table logs (id int primary key, line text)",
+    "alter table logs replica identity nothing",
+    "create table parts (id int, part int) partition by list (part)",
+    "create table parts_1 partition of parts for values in (1)",
+    "create table parts_2 partition of parts for values in (2)",
+    "alter table parts_1 replica identity full",
+    "alter table parts_2 replica identity full",
+    "create table replies (id int primary key, parent int references replies on delete cascade)",
+    'create schema "Schéma 1"',
+    'create table "Schéma 1"."Käse;""" ("Größe" int primary key, "drop" text)',
+    "create publication leasecache for all tables with (publish_via_partition_root)",
 )
 SCRIPT = (
     "insert into media values (1, 'a', repeat('x', 3000)), (2, null, 'ü')",
@@ -41,6 +52,18 @@ SCRIPT = (
     "truncate media, tags restart identity cascade",
     "select pg_logical_emit_message(true, 'leasecache', 'a key')",
     "select pg_logical_emit_message(false, 'other', 'noise')",
+    "begin; insert into tags values (null, ''); savepoint s; insert into tags values (1, 'x'); rollback to s; commit",
+    "begin; insert into logs values (1, 'x'); prepare transaction 'two'",
+    "commit prepared 'two'",
+    "insert into parts values (1, 1)",
+    "update parts set part = 2",
+    "insert into replies values (1, null), (2, 1), (3, 2)",
+    "delete from replies where id = 1",
+    'insert into "Schéma 1"."Käse;""" values (1, null)',
+    'update "Schéma 1"."Käse;""" set "Größe" = 2',
+    "alter table tags rename name to label",
+    "update tags set label = 'z'",
+    "select pg_logical_emit_message(true, '', decode('00ff', 'hex'))",
     "alter table media add column more int",
     "insert into media values (9, 'z', null, 1)",
 )
@@ -57,9 +80,12 @@ def capture(version: int) -> list[bytes]:
         replication = Replication(server.dsn())
         replication.start("golden", "leasecache")
         payloads: list[bytes] = []
-        while sum(isinstance(decode(payload), Commit) for payload in payloads) < len(SCRIPT) - 2:
+        written, position = parse_lsn(server.value("select pg_current_wal_lsn()::text")), 0
+        while position < written:
             frames = [parse_frame(frame) for frame in replication.read(1000)]
             payloads += [frame.payload for frame in frames if isinstance(frame, Data)]
+            position = max([position, *(frame.wal_end for frame in frames if isinstance(frame, Keepalive))])
+            replication.send(status_update(0, time.time(), reply_requested=True))
             time.sleep(0.01)
         replication.close()
         return payloads
