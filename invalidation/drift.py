@@ -98,16 +98,22 @@ class Watch:
 
     def _run(self) -> None:
         delay = 0.0
+        failing: str | None = None
         while self._rest(delay):
             try:
                 self._look()
                 delay = self._every
+                if failing is not None:
+                    event(logging.INFO, "look-works")
+                failing = None
             except Exception as error:  # the thread's top loop: the stream goes on without looks
                 known = isinstance(error, LeasecacheError)
                 self._disconnect()
                 delay = min(max(delay * 2, RETRY_FIRST), self._every)
                 reason = str(error) if known else f"unexpected {type(error).__name__}: {error}"
-                event(logging.WARNING, "look-failed", reason=reason, retry_in=round(delay, 1))
+                if failing is None:
+                    event(logging.WARNING, "look-failed", reason=reason, retry_in=round(delay, 1))
+                failing = reason
         self._disconnect()
 
     def _rest(self, delay: float) -> bool:

@@ -1,6 +1,6 @@
 """Sizes, times, counts and rates as people read them."""
 
-import time
+from datetime import datetime, timezone
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -39,9 +39,9 @@ def rate(per_second: float) -> str:
 
 def clock(at: float) -> str:
     """Return Unix seconds as "14:03:22"."""
-    return time.strftime("%H:%M:%S", time.gmtime(at))
+    return datetime.fromtimestamp(at, timezone.utc).strftime("%H:%M:%S")
 
 
 def instant(at: float) -> str:
     """Return Unix seconds as "2026-01-02 14:03:22"."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
+    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
