@@ -27,6 +27,14 @@ _FIXES = (  # what libpq says → what is wrong and what to do
     ("no password supplied", "a password is needed; put it into the dsn, ~/.pgpass or PGPASSWORD"),
     ("password authentication failed", "the password is wrong; check the dsn, ~/.pgpass or PGPASSWORD"),
     ("due to lock timeout", "a table is locked by somebody else; try again later"),
+    ("server does not support ssl", "the server does not speak TLS; turn ssl on there"),
+    ("certificate verify failed", "its certificate is not from the authority in sslrootcert; check the dsn"),
+    ("does not match host name", "its certificate is for another name; name the host in the dsn as it does"),
+    ("alert certificate required", "the server wants a client certificate; add sslcert and sslkey to the dsn"),
+    ("root certificate file", "the file of sslrootcert is not there or cannot be read; check the dsn"),
+    ("requires a valid client certificate", "the server wants a client certificate; add sslcert and sslkey to the dsn"),
+    ("certificate authentication failed", "the client certificate is for another user; check user and sslcert"),
+    ("no encryption", "the server's pg_hba.conf does not admit this user without TLS; add sslmode=verify-full"),
     ("no pg_hba.conf entry", "the server's pg_hba.conf does not admit this user; add an entry"),
 )
 _ENDED = -1  # what libpq says instead of a frame; less is an error, 0 is nothing yet
