@@ -1,0 +1,65 @@
+"""Failover: the primary is lost, a standby takes over, and the daemon goes on where it decodes."""
+
+import pytest
+
+from leasecache import Cache, row
+from leasecache.guard import Record, guard_key
+from leasecache.lab import wait_until
+from tests.fix_daemon import WITHIN, World
+from tests.integration.test_daemon_gate import Fragile
+
+pytestmark = pytest.mark.parametrize("postgres_version", [18], indirect=True, ids=["pg18"])
+
+
+def generation(world: World) -> int:
+    """Return the generation of the only node."""
+    found = world.store.look(guard_key("shop"))
+    record = None if found is None else Record.from_bytes(found.value)
+    assert record is not None
+    return record.generation
+
+
+def test_a_standby_is_promoted_and_followed(fragile_world: Fragile) -> None:
+    """Guard: `_Past.differs`. The daemon's standby follows the new primary: nothing was lost, nothing is emptied."""
+    world = fragile_world("standby")
+    world.write("insert into media values (1, 'first'), (2, 'other')")
+    with world.primary.standby("heir") as heir, Cache.from_url(world.url, guard="daemon") as cache:
+
+        @cache.cached("media:{x}", ttl=600, depends_on=row("media", x="id"))
+        def get_media(x: int) -> str:
+            return str(world.source.value("select title from media where id = %s", x, dbname=world.database))
+
+        world.daemon.start().streaming()
+        for x in (1, 2):
+            wait_until(lambda x=x: get_media.lookup(x).state == "fresh", WITHIN, world.daemon.log())  # type: ignore[misc]
+        before = generation(world)
+        heir.catch_up()
+        world.source.catch_up()
+        world.primary.kill()
+        heir.promote()
+        world.source.follow(heir)
+        heir.query("update media set title = 'second' where id = 1", dbname=world.database)
+        wait_until(lambda: get_media(1) == "second", WITHIN, f"the write on the heir; {world.daemon.log()}")
+        assert (get_media.lookup(2).state, generation(world)) == ("fresh", before)
+        assert world.daemon.get("/readyz") == (200, "ready\n")
+
+
+def test_the_standby_of_the_daemon_becomes_the_primary(fragile_world: Fragile) -> None:
+    """The stream goes on over a promotion of its own node, with the gate of a primary."""
+    world = fragile_world("standby")
+    world.write("insert into media values (1, 'first')")
+    with Cache.from_url(world.url, guard="daemon") as cache:
+
+        @cache.cached("media:{x}", ttl=600, depends_on=row("media", x="id"))
+        def get_media(x: int) -> str:
+            return str(world.source.value("select title from media where id = %s", x, dbname=world.database))
+
+        world.daemon.start().streaming()
+        wait_until(lambda: get_media.lookup(1).state == "fresh", WITHIN, world.daemon.log())
+        world.source.catch_up()
+        world.primary.kill()
+        world.source.promote()
+        for title in ("second", "third"):
+            world.source.query("update media set title = %s where id = 1", title, dbname=world.database)
+            wait_until(lambda title=title: get_media(1) == title, WITHIN, f"{title}; {world.daemon.log()}")  # type: ignore[misc]
+        wait_until(lambda: get_media.lookup(1).state == "fresh", WITHIN, world.daemon.log())
