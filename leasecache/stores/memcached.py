@@ -122,10 +122,11 @@ class MemcachedNode(MemcachedLink):
                 seen = meta.debug(client.raw_command(b"me " + key))
                 if seen is None:
                     return None
+                left, version = seen
                 (flags, value), cas = client.gets(key, default=(0, b""), cas_default=None)
-                if cas is not None and int(cas) == seen[1]:
+                if cas is not None and int(cas) == version:
                     break
-            return Hit(value, flags, seen[0]) if flags else None
+            return Hit(value, flags, left) if flags else None
 
     def stats(self) -> dict[str, Any]:
         """Return the server's own figures (memcached doc/protocol.txt, "General-purpose statistics")."""
