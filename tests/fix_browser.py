@@ -4,46 +4,57 @@ import base64
 import json
 import os
 import shutil
-import subprocess
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from leasecache.lab import free_port, wait_until
+from leasecache.lab.account import Account
+from leasecache.lab.servers import Server
 
 WITHIN = 60.0  # s
 FLAGS = (
-    *("--headless", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--disable-quic", "--disable-extensions", "--disable-default-apps", "--no-proxy-server"),
+    *("--disable-quic", "--disable-extensions", "--disable-default-apps", "--disable-breakpad", "--no-proxy-server"),
 )
 
 
-class Browser:
-    """One window of one browser."""
+class Browser(Server):
+    """One window of one browser, which looks at pages of ours alone."""
 
-    def __init__(self, profile: Path) -> None:
-        """Start chromedriver and through it Chromium, which keeps everything in `profile`."""
-        self._port = free_port()
-        command = [shutil.which("chromedriver") or "chromedriver", f"--port={self._port}"]
-        self._driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def __init__(self) -> None:
+        super().__init__("chromedriver")
+        self.account = Account(uid=os.geteuid(), gid=os.getegid(), switched=False)  # what reads our fonts and settings
         self._session = ""
+
+    def command(self) -> list[str]:
+        return [shutil.which("chromedriver") or "chromedriver", f"--port={self.port}"]
+
+    def ready(self) -> bool:
         try:
-            wait_until(self._listens, WITHIN, "chromedriver")
-            sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-            options = {"args": [*FLAGS, *sandbox, f"--user-data-dir={profile}"]}
-            wanted = {
-                "capabilities": {
-                    "alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-                }
-            }
-            self._session = f"/session/{self._ask('POST', '/session', wanted)['sessionId']}"
+            return bool(self._ask("GET", "/status")["ready"])
+        except OSError:
+            return False
+
+    def start(self) -> "Browser":
+        super().start()
+        options = {"args": [*FLAGS, f"--user-data-dir={self.data / 'profile'}"]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        try:
+            answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         except BaseException:
             self.close()
             raise
+        self._session = f"/session/{answer['sessionId']}"
+        return self
+
+    def close(self) -> None:
+        if self._session:
+            session, self._session = self._session, ""
+            self._ask("DELETE", session)
+        super().close()
 
     def open(self, url: str) -> None:
         """Load a page."""
@@ -69,32 +80,16 @@ class Browser:
         """Return the window as PNG."""
         return base64.b64decode(self._ask("GET", f"{self._session}/screenshot"))
 
-    def close(self) -> None:
-        """End both programs."""
-        try:
-            if self._session:
-                self._ask("DELETE", self._session)
-        finally:
-            self._driver.terminate()
-            self._driver.wait(WITHIN)
-
-    def _listens(self) -> bool:
-        try:
-            return bool(self._ask("GET", "/status")["ready"])
-        except OSError:
-            return False
-
     def _ask(self, method: str, path: str, body: object = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", data, headers, method=method)
+        request = urllib.request.Request(f"http://{self.address}{path}", data, headers, method=method)
         with urllib.request.urlopen(request, timeout=WITHIN) as answer:
             return json.load(answer)["value"]
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     """One browser for all tests that look at pages."""
-    made = Browser(tmp_path_factory.mktemp("browser"))
-    yield made
-    made.close()
+    with Browser() as started:
+        yield started
