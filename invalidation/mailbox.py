@@ -241,17 +241,25 @@ class Mailbox:
         self._future.add_done_callback(lambda _: self._wake())
 
     def _sent(self, found: "tuple[int | None, bytes | None]", now: float, observer: Observer) -> None:
-        used, raw = found
-        record = None if raw is None else Record.from_bytes(raw)
-        if self.keeper is not None and (record is None or record.generation != used):
-            self.keeper.miss()
-            observer.guarded(self.node.name, "absent" if record is None else "foreign", used)
-        if self.keeper is not None and record is not None and record.generation != used:
-            self.keeper.generation = record.generation  # somebody has renewed it: what was sent may have missed
+        if self._moved(*found, observer):
             self._sending.add(self._batch)
         else:
             observer.invalidated(self.node.name, len(self._batch))
         self._batch = Parcel()
+
+    def _moved(self, used: int | None, raw: bytes | None, observer: Observer) -> bool:
+        """Tell whether somebody has renewed the generation meanwhile, so that what was sent may have missed."""
+        if self.keeper is None or used is None:
+            return False
+        record = None if raw is None else Record.from_bytes(raw)
+        if record is not None and record.generation == used:
+            return False
+        self.keeper.miss()
+        observer.guarded(self.node.name, "absent" if record is None else "foreign", used)
+        if record is None:
+            return False
+        self.keeper.generation = record.generation
+        return True
 
     def _kept(self, written: Written | None, now: float, observer: Observer) -> None:
         if self.keeper is None or written is None:
@@ -276,8 +284,11 @@ class Mailbox:
         self._sending.renews = written is None
         self._kept(written, now, observer)
 
-    def _replayed(self, entries: Entries, now: float, observer: Observer) -> None:
+    def _replayed(self, found: "tuple[Entries, int | None, bytes | None]", now: float, observer: Observer) -> None:
         assert self._journal is not None
+        entries, used, raw = found
+        if self._moved(used, raw, observer):
+            return  # once more, under the new one
         try:
             self._journal.drop(entries)
         except JournalError as error:  # the next process tells them once more
@@ -295,10 +306,10 @@ class Mailbox:
             raw = self._invalidate(names, stale_for)
         return generation, raw
 
-    def _replay(self, entries: Entries) -> Entries:
+    def _replay(self, entries: Entries) -> "tuple[Entries, int | None, bytes | None]":
         generation = None if self.keeper is None else self.keeper.generation
-        self._invalidate([one for key in entries.keys for one in self._names(key, generation)], 0)
-        return entries
+        raw = self._invalidate([one for key in entries.keys for one in self._names(key, generation)], 0)
+        return entries, generation, raw
 
     def _invalidate(self, names: list[bytes], stale_for: float) -> bytes | None:
         if self.keeper is None:
