@@ -41,6 +41,7 @@ cdef enum:
     QUEUE_LIMIT = 262144
     EARLY = 4096
     LINE_LIMIT = 2048
+    LARGEST = 1073741824
 
 cdef object _running_loop = asyncio.get_running_loop
 cdef object _Cancelled = asyncio.CancelledError
@@ -164,7 +165,15 @@ cdef class _Mux:
             raise MemoryError()
 
     def __init__(
-        self, str name, owner, epochs, long long born, mark, double timeout, parse=parse_reply
+        self,
+        str name,
+        owner,
+        epochs,
+        long long born,
+        mark,
+        double timeout,
+        parse=parse_reply,
+        long long most=LARGEST,
     ):
         self.loop = _running_loop()
         self._owner = owner
@@ -175,6 +184,7 @@ cdef class _Mux:
         self.closed = self.loop.create_future()
         self._name = name
         self._parse = parse
+        self._most = most
         self._queue = []
         self._waiters = []
         self._settled = []
@@ -205,6 +215,7 @@ cdef class _Mux:
             raise self._gone()
         promise = _promise(self, count, read, context, ANY_FLAGS)
         promise.replies = []
+        promise.most = request.count(b"\n")
         self._put(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request))
         self._add(promise)
         return _pending(promise, None)
@@ -433,6 +444,8 @@ cdef class _Mux:
                 self._parse(data[:LINE_LIMIT + 2], 0)  # raises
             return 0
         size = _value_size(data, line_end)
+        if size > self._most:
+            raise ProtocolError(f"a value of {size} bytes, and the server stores {self._most} at most")
         whole = line_end if size < 0 else line_end + size + 2
         if size >= 0 and whole <= end and promise.flags != ANY_FLAGS and _plain(data, line_end, promise.flags):
             if promise.record is not None and promise.record.outcome is not promise.known:
@@ -464,6 +477,8 @@ cdef class _Mux:
         """Add a reply to those of its request and, if it is the last, give what they mean."""
         if promise.flags == ANY_FLAGS:
             if promise.count != QUIET or reply.code != b"MN":
+                if promise.count == QUIET and len(promise.replies) == promise.most:
+                    raise ProtocolError("more replies than commands")
                 promise.replies.append(reply)
                 if promise.count == QUIET or len(promise.replies) < promise.count:
                     return 0

@@ -34,6 +34,7 @@ class Mux(asyncio.BufferedProtocol):
         mark: Callable[[], bytes],
         timeout: float,
         parse: Callable[[bytes, int], tuple[Reply, int] | None] = ...,
+        most: int = ...,
     ) -> None: ...
     @property
     def idle(self) -> bool:

@@ -10,12 +10,13 @@ it before any of their keys, and after each of their calls began.
 
 import asyncio
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from leasecache._pure import Reply, parse_reply
+from leasecache._pure import LINE_LIMIT, Reply, parse_reply
 from leasecache._pure_pending import Epochs, Guard, Owner, Pending, Read, Record
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
 
@@ -23,7 +24,10 @@ QUIET = -1  # instead of a number of replies: as many as come before MN
 ANY_FLAGS = -1  # no client flags: the request is not a reader's
 FIRST_BUFFER = 65536  # bytes
 EARLY = 4096  # bytes of requests that leave before the turn is over, so that the server works while the tasks do
+LARGEST = 2**30  # bytes of a value, whatever a server says: what memcached's -I may be at most
 QUEUE_LIMIT = 262144  # bytes of requests that wait for the transport; who comes then waits for room
+
+_STATED = re.compile(rb"VA ([0-9]{1,10})[ \r]").match
 
 Parse = Callable[[bytes, int], "tuple[Reply, int] | None"]
 
@@ -33,7 +37,19 @@ class Mux(asyncio.BufferedProtocol):
 
     __slots__ = (
         *("born", "closed", "died", "loop", "mark", "open"),
-        *("_epochs", "_error", "_flushing", "_name", "_out", "_out_size", "_owner", "_parse", "_paused", "_pending"),
+        *(
+            "_epochs",
+            "_error",
+            "_flushing",
+            "_most",
+            "_name",
+            "_out",
+            "_out_size",
+            "_owner",
+            "_parse",
+            "_paused",
+            "_pending",
+        ),
         *("_record", "_rest", "_room", "_served", "_timeout", "_timer", "_transport", "_waiters"),
     )
 
@@ -46,10 +62,11 @@ class Mux(asyncio.BufferedProtocol):
         mark: Callable[[], bytes],
         timeout: float,
         parse: Parse = parse_reply,
+        most: int = LARGEST,
     ) -> None:
         """`name` begins messages, `born` is the connection's number, `timeout` the s that each request may take.
 
-        `mark` gives what a command that makes a CAS number has in front of its end.
+        `mark` gives what a command that makes a CAS number has in front of its end. `most` bytes a value may have.
         """
         self.loop = asyncio.get_running_loop()
         self._owner = owner
@@ -62,6 +79,7 @@ class Mux(asyncio.BufferedProtocol):
         self.closed: asyncio.Future[None] = self.loop.create_future()
         self._name = name
         self._parse = parse
+        self._most = most
         self._transport: Any = None
         self._pending: deque[Pending | Record] = deque()
         self._record: Record | None = None  # among what waits to be sent
@@ -92,6 +110,7 @@ class Mux(asyncio.BufferedProtocol):
         if not self.open:
             raise self._gone()
         pending = Pending(self, count, read, context, ANY_FLAGS, None)
+        pending._most = request.count(b"\n")
         self._add(pending, request)
         return pending
 
@@ -135,6 +154,7 @@ class Mux(asyncio.BufferedProtocol):
             while self._error is None and position < len(data):
                 if not self._pending:
                     raise ProtocolError("a reply that nobody asked for")
+                self._check_size(data, position)
                 parsed = self._parse(data, position)
                 if parsed is None:
                     break
@@ -143,6 +163,13 @@ class Mux(asyncio.BufferedProtocol):
         except ProtocolError as error:
             self._end(error, failed=True)
         self._rest = data[position:]
+
+    def _check_size(self, data: bytes, start: int) -> None:
+        """Refuse a value before it has come that is larger than anything the server stores."""
+        end = data.find(b"\r\n", start, start + LINE_LIMIT + 2)
+        stated = _STATED(data, start, end + 1) if end >= 0 else None
+        if stated is not None and int(stated[1]) > self._most:
+            raise ProtocolError(f"a value of {int(stated[1])} bytes, and the server stores {self._most} at most")
 
     def eof_received(self) -> None:
         """Let the transport close; `connection_lost` follows."""
@@ -212,6 +239,8 @@ class Mux(asyncio.BufferedProtocol):
         elif pending._flags != ANY_FLAGS:
             self._finish(pending, self._found(pending, reply))
         elif pending._count == QUIET and reply.code != b"MN":
+            if len(pending._replies) == pending._most:
+                raise ProtocolError("more replies than commands")
             pending._replies.append(reply)
         else:
             if pending._count != QUIET:

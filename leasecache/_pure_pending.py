@@ -55,7 +55,7 @@ class Pending:
     __slots__ = (
         "deadline",
         *("_again", "_context", "_count", "_epoch", "_flags", "_future"),
-        *("_guard", "_known", "_mux", "_read", "_record", "_replies", "_retry"),
+        *("_guard", "_known", "_most", "_mux", "_read", "_record", "_replies", "_retry"),
     )
 
     def __init__(self, mux: Any, count: int, read: Read, context: Any, flags: int, retry: Any) -> None:
@@ -67,6 +67,7 @@ class Pending:
         self._epoch = mux._epochs.latest  # before the request is sent: a later connection may be to a restarted server
         self.deadline = time.monotonic() + mux._timeout
         self._replies: list[Reply] = []
+        self._most = 0  # replies before MN, of a request that is answered quietly
         self._mux = mux
         self._retry = retry
         self._again = False  # it may be answered when it is asked anew

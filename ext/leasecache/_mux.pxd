@@ -20,7 +20,7 @@ cdef class _Promise:
     cdef object callback, caller
     cdef _Mux mux
     cdef list replies
-    cdef Py_ssize_t count
+    cdef Py_ssize_t count, most  # `most` replies before MN, of a request that is answered quietly
     cdef long long flags, epoch
     cdef double deadline
     cdef object guard, known  # of a guarded request; `known` is the record under whose generation it was asked
@@ -34,6 +34,7 @@ cdef class _Promise:
 cdef class _Mux:
     cdef readonly object loop, mark, closed
     cdef readonly long long born
+    cdef long long _most  # bytes of a value
     cdef readonly bint open, died
     cdef double _timeout
     cdef str _name

@@ -13,7 +13,7 @@ from leasecache.errors import GuardError, LeasecacheError, NodeError, NodeTimeou
 from leasecache.fork import forget_after_fork
 from leasecache.lease import ANY_CONNECTION, Answer, Ask, Fill, Hit, Lease, Refused, Token
 from leasecache.metrics import NodeStats
-from leasecache.stores import classic, meta
+from leasecache.stores import classic, greeting, meta
 from leasecache.stores.base import AsyncBatchReader, AsyncReader, Outcome
 from leasecache.stores.clock import Reading
 from leasecache.stores.conversation import Caller, Conversation
@@ -355,10 +355,9 @@ class AsyncMemcachedNode:
     async def _open(self, loop: Loop) -> Mux:
         conversation, terms = await self._called()
         self._item_size_max = terms.item_size_max
-        mark = NUMBERS.mark if terms.explicit else bytes
-        mux = _accel.Mux(
-            f"memcached {self.name}", self, self._epoch, EPOCH.advance(), mark, self._timeout, _accel.parse_reply
-        )
+        mark, most = NUMBERS.mark if terms.explicit else bytes, terms.item_size_max or greeting.LARGEST
+        name, born, parse = f"memcached {self.name}", EPOCH.advance(), _accel.parse_reply
+        mux = _accel.Mux(name, self, self._epoch, born, mark, self._timeout, parse, most)
         self._shutdown.watch()
         conversation.hand_over(mux)
         self._muxes[loop] = mux

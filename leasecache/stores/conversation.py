@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from leasecache.errors import LeasecacheError, NodeError, NodeTimeout
+from leasecache.errors import LeasecacheError, NodeError, NodeTimeout, ProtocolError
 from leasecache.stores import greeting
 from leasecache.stores.dial import Tls, node_address
 from leasecache.stores.greeting import Credentials, Terms
@@ -18,6 +18,7 @@ class Conversation(asyncio.Protocol):
 
     def __init__(self, timeout: float) -> None:
         """`timeout` is the s that one answer may take."""
+        self.most = greeting.LIMIT  # bytes that one answer may have
         self._timeout = timeout
         self._transport: Any = None
         self._data = b""
@@ -53,11 +54,13 @@ class Conversation(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See whether the answer is whole."""
-        self._data += data
         if self._answer is None or self._answer.done():
             return
+        self._data += data
         try:
             answer = self._read(self._data)
+            if answer is None and len(self._data) > self.most:
+                raise ProtocolError(f"an answer that does not end within {self.most} bytes")
         except LeasecacheError as error:
             self._answer.set_exception(error)
         else:
@@ -112,7 +115,9 @@ class Caller:
         try:
             await within(self._connect_timeout, self._connect(conversation))
             found = await conversation.ask(greeting.request(self._credentials), self._read_greeting)
-            return conversation, greeting.terms(found, proxied=self._proxied)
+            terms = greeting.terms(found, proxied=self._proxied)
+            conversation.most += terms.item_size_max or 0
+            return conversation, terms
         except BaseException:
             conversation.abort()
             raise

@@ -9,6 +9,7 @@ from leasecache.errors import ConfigError, NodeError, ProtocolError
 
 LEAST_VERSION = (1, 6, 13)  # md C and ms c behave since then
 EXPLICIT_VERSION = (1, 6, 27)  # takes CAS numbers from its clients
+LARGEST = 2**30  # bytes of an item: what memcached's -I may be at most
 LIMIT = 65536  # bytes a greeting may have; the settings are some 3 KB
 
 Credentials = tuple[str, str]  # user, password
@@ -82,7 +83,7 @@ def _settings(lines: list[bytes]) -> dict[bytes, bytes]:
 
 def terms(greeting: Greeting, *, proxied: bool = False) -> Terms:
     """Return what the server allows. Raises ConfigError when leases are not safe on it, naming the fix."""
-    numbers = tuple(int(part) for part in greeting.version.split(b"-")[0].split(b".") if part.isdigit())
+    numbers = tuple(int(part[:9]) for part in greeting.version.split(b"-")[0].split(b".") if part.isdigit())
     version = greeting.version.decode(errors="replace")
     if numbers < LEAST_VERSION:
         raise ConfigError(f"it is version {version}; leases need 1.6.13 or newer: upgrade it")
@@ -97,6 +98,6 @@ def terms(greeting: Greeting, *, proxied: bool = False) -> Terms:
 
 def _limit(settings: dict[bytes, bytes]) -> int:
     text = settings.get(b"item_size_max", b"1048576")
-    if not text.isdigit():
+    if not text.isdigit() or len(text) > 10 or int(text) > LARGEST:
         raise ProtocolError(f"item_size_max is {text[:80]!r}")
     return int(text)

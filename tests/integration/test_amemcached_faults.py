@@ -408,6 +408,53 @@ def test_user_and_password(run: Run) -> None:
         run(main(server.url))
 
 
+def flooding(head: bytes, more: bytes) -> Answer:
+    """Answer the first request with something that does not end."""
+
+    async def flood(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readline()
+        writer.write(head)
+        while True:
+            writer.write(more)
+            await writer.drain()
+
+    return flood
+
+
+FLOODS: dict[str, tuple[bytes, bytes, Callable[[AsyncMemcachedNode], Coroutine[Any, Any, Any]]]] = {
+    "a value": (b"VA 1073741824 c1 f1 t9\r\n", b"x" * 65536, lambda node: node.lease_get(KEY, 10)),
+    "a record": (
+        b"VA 1073741824\r\n",
+        b"x" * 65536,
+        lambda node: node.invalidate_under(b"!guard:", [], 0),
+    ),
+    "acknowledgements": (b"", b"NF\r\n" * 1000, lambda node: node.invalidate([KEY])),
+    "figures": (b"", b"STAT name 1\r\n" * 1000, lambda node: node.stats()),
+    "a look": (
+        b"ME key exp=9 la=1 cas=1 fetch=no cls=1 size=1\r\nVALUE key 1 1073741824 1\r\n",
+        b"x" * 65536,
+        lambda node: node.look(KEY),
+    ),
+    "a line": (b"ME ", b"x" * 65536, lambda node: node.look(KEY)),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_answer_that_does_not_end_is_cut_short(run: Run, flood: str) -> None:
+    """What a server sends is not kept beyond what it could have stored, and nobody waits for the rest.
+
+    Guards: the limits of `Mux` and of `Conversation`.
+    """
+    head, more, ask = FLOODS[flood]
+
+    async def main() -> None:
+        async with Scripted(flooding(head, more)) as address, opened(address, timeout=BOUND) as node:
+            with pytest.raises(ProtocolError):
+                await asyncio.wait_for(ask(node), BOUND / 2)
+
+    run(main())
+
+
 def test_cancellation_is_not_lost_to_an_answer(run: Run) -> None:
     """Whoever is cancelled in the turn in which a look is answered, or a connection is there, is cancelled.
 

@@ -39,12 +39,12 @@ class Line:
 
     latest = 5  # the number of the process's latest connection
 
-    def __init__(self, twin: Any, timeout: float = 60.0) -> None:
+    def __init__(self, twin: Any, timeout: float = 60.0, most: int = 1 << 20) -> None:
         self.sent = b""
         self.aborted = False
         self.ends: list[tuple[NodeError | None, bool]] = []
         self.orphans: list[Any] = []
-        self.mux = twin.Mux("memcached test", self, self, 3, bytes, timeout)
+        self.mux = twin.Mux("memcached test", self, self, 3, bytes, timeout, twin.parse_reply, most)
         self.muxes = {asyncio.get_running_loop(): self.mux}
         self.read = twin.MuxReader(self.muxes, (HEAD, MIDDLE, END), FLAGS, meta.read_answers, self.retry)
         self.retries: list[bytes] = []
@@ -145,7 +145,7 @@ def ask(line: Line, kind: str, key: bytes) -> Any:
     if kind == "batch":
         return line.mux.ask(b"batch of %b\r\n" % key, 3, name, key)
     if kind == "quiet":
-        return line.mux.ask(b"quiet %b\r\n" % key, QUIET, name, key)
+        return line.mux.ask(b"quiet %b\r\nmn\r\n" % key, QUIET, name, key)
     return line.guarded(key) if "guarded" in kind else line.read(key)
 
 
@@ -301,6 +301,48 @@ def test_reply_to_a_cancelled_request_is_read_and_passed_to_the_owner(twin: Any)
         assert [await tasks[i] for i in (0, 2, 4)] == [b"0", b"2", b"4"]
         assert [orphan.key for orphan in line.orphans if isinstance(orphan, Lease)] == [b"key1"]
         assert line.mux.open
+
+    asyncio.run(main())
+
+
+@each_twin
+def test_value_larger_than_any_the_server_stores_is_not_waited_for(twin: Any) -> None:
+    """Its size is looked at when it is stated; guard: the limit that the greeting has given."""
+
+    async def main() -> None:
+        line = Line(twin, most=100)
+        tasks = [asyncio.ensure_future(result_of(line.read(b"key%d" % i))) for i in range(3)]
+        await turn()
+        line.receive(hit(b"x" * 100))
+        assert await tasks[0] == b"x" * 100
+        line.receive(b"VA 101 c7 f1\r\n")
+        assert await tasks[1] == (
+            ProtocolError,
+            "memcached test: a value of 101 bytes, and the server stores 100 at most",
+        )
+        assert line.aborted
+        guarded = Line(twin, most=100)
+        asked = asyncio.ensure_future(result_of(guarded.guarded(b"key")))
+        await turn()
+        guarded.receive(b"VA 999999999\r\n")
+        assert (await asked)[0] is ProtocolError
+
+    asyncio.run(main())
+
+
+@each_twin
+def test_quiet_command_is_not_answered_for_ever(twin: Any) -> None:
+    """Before MN there may be as many replies as there were commands; guard: the count of them."""
+
+    async def main() -> None:
+        line = Line(twin)
+        asked = asyncio.ensure_future(result_of(line.mux.ask(meta.delete_quietly([b"a", b"b"]), QUIET, name, None)))
+        more = asyncio.ensure_future(result_of(line.mux.ask(meta.delete_quietly([b"a", b"b"]), QUIET, name, None)))
+        await turn()
+        line.receive(b"NF\r\nNF\r\nMN\r\n")
+        assert await asked == ([(b"NF", None)] * 2, 5, 3, None)
+        line.receive(b"NF\r\n" * 4)
+        assert (await more) == (ProtocolError, "memcached test: more replies than commands")
 
     asyncio.run(main())
 

@@ -70,6 +70,14 @@ def test_servers_without_safe_leases(version: bytes, settings: dict[bytes, bytes
         greeting.terms(Greeting(version, settings), proxied=proxied)
 
 
+@pytest.mark.parametrize("size", [b"", b"-1", b"1073741825", b"9" * 11, b"9" * 5000, "²".encode()])
+def test_sizes_that_no_server_has(size: bytes) -> None:
+    """Nobody makes room for more than memcached can be told to store, nor reads a number of thousands of digits."""
+    with pytest.raises(ProtocolError, match="item_size_max is"):
+        greeting.terms(Greeting(b"1.6.38", {**FOUND, b"item_size_max": size}))
+    assert greeting.terms(Greeting(b"1.6." + b"9" * 5000, {**FOUND, b"item_size_max": b"1073741824"})).explicit
+
+
 def test_credentials_are_counted_in_bytes() -> None:
     """A password with characters of several bytes, or with line ends, stays one value of the set that presents it."""
     asked = greeting.request(("app", "p\u00e4ss\r\nversion"), settings=False)
