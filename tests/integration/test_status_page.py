@@ -48,8 +48,14 @@ def served() -> Iterator[str]:
 
 @pytest.mark.parametrize("postgres_version", [18], indirect=True, scope="session", ids=["pg18"])
 def test_a_running_daemon(primary_world: World, browser: Browser) -> None:
-    """The page shows a write and a node that goes without being loaded again, and says when nobody answers it."""
+    """The page shows a write and a node that goes without being loaded again, and says when nobody answers it.
+
+    Nothing that the daemon shows or logs meanwhile has the password of its dsn.
+    """
     world = primary_world
+    configured = world.daemon.config.read_text(encoding="utf-8").replace("@127", ":s3cr3t@127", 1)
+    assert "s3cr3t" in configured
+    world.daemon.config.write_text(configured, encoding="utf-8")
     world.daemon.start().streaming()
     wait_until(lambda: world.daemon.get("/readyz")[0] == 200, WITHIN, "readiness")
     browser.open(f"http://{world.daemon.address}/")
@@ -65,6 +71,8 @@ def test_a_running_daemon(primary_world: World, browser: Browser) -> None:
     wait_until(lambda: browser.text("#nodes .bad") == "down", WITHIN, "a node that is down")
     world.memcached.restart()
     wait_until(lambda: browser.text("#nodes .bad") == "", WITHIN, "no node that is down")
+    told = [world.daemon.get(path)[1] for path in ("/", "/status.json", "/metrics", "/readyz")]
+    assert "s3cr3t" not in "".join([*told, world.daemon.log()])
     world.daemon.kill()
     wait_until(lambda: "has not answered" in browser.text("#silent"), WITHIN, "a page that knows that it is old")
     assert browser.run("return window.loaded") == "once"
