@@ -127,8 +127,8 @@ class TcpProxy:
             await asyncio.gather(
                 _pump(client, to_server, self._valves["requests"]), _pump(server, to_client, self._valves["replies"])
             )
-        except OSError:
-            return None  # one side was reset or has gone; closing passes that on
+        except (OSError, asyncio.CancelledError):
+            return None  # one side was reset or has gone, or the proxy is closed; closing passes that on
         finally:
             self._writers -= ends
             for writer in ends:
