@@ -444,6 +444,11 @@ def test_cache_under_a_guard(shop: Shop, run: Run) -> None:
             assert await shop.media.refresh(3) == "3 v2"
             assert await shop.thumbs.refresh([3]) == {3: "3 v2"}
             assert await shop.loaded_by(shop.media(3)) == ("3 v2", 0)
+            for voucher in shop.vouchers:
+                voucher.bump()
+            assert await shop.loaded_by(shop.media(5)) == ("5 v2", 1)
+            assert await shop.loaded_by(shop.media(5)) == ("5 v2", 0), "the first was asked for anew, and stored"
+            assert sum(function.unguarded for function in shop.cache.stats().functions) == 2 * (12 + 11)
             assert [(node.errors, node.down_for) for node in shop.cache.stats().nodes] == [
                 ({"timeout": 0, "broken": 0, "protocol": 0, "down": 0}, None)
             ] * 2
