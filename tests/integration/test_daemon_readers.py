@@ -2,10 +2,11 @@
 
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,7 @@ def test_a_reader_that_is_away(site: MakeSite) -> None:
 
 @pytest.mark.parametrize("where", ["primary", "standby"])
 def test_a_standby_that_goes_back_in_time(site: MakeSite, where: str) -> None:
-    """A standby that crashes shows an old state for a while; what is read then is void when it is over, and not before.
+    """A standby that crashes while writes stream shows an old state for a while; what is read then is void soon after.
 
     Guard: on a new incarnation nothing is believed until a new generation, which waits for all that was released.
     """
@@ -215,6 +216,7 @@ def test_a_standby_that_goes_back_in_time(site: MakeSite, where: str) -> None:
     world.settle()
     before = world.generation()
     with ExitStack() as delayed:
+        delayed.enter_context(writes_streaming(world))
         delayed.callback(near.delay_replay, 0)
         near.delay_replay(2)  # makes what takes tens of ms last long enough to be looked at
         crash(near)
@@ -230,6 +232,27 @@ def test_a_standby_that_goes_back_in_time(site: MakeSite, where: str) -> None:
     world.write("update media set title = 'newer' where id = 1")
     world.settle()
     assert world.generation() == after
+
+
+@contextmanager
+def writes_streaming(site: Site) -> Iterator[None]:
+    """Change other rows all the time, and more than once."""
+    over = threading.Event()
+
+    def write() -> None:
+        with site.primary.connect(site.database) as writing:
+            while not over.wait(0.005):
+                writing.execute(
+                    "insert into media values (2 + random() * 9, 'x') on conflict (id) do update set title = ''"
+                )
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            yield
+        finally:
+            over.set()
+            writing.result()
 
 
 def crash(node: PostgresServer) -> None:
