@@ -26,7 +26,7 @@ def run_daemon(path: Path | None) -> None:
     settings, rules, router, stores = read_configuration(path)
     terms = _terms(settings)
     nodes = [node.name for store in stores for node in store.nodes]
-    monitor = Monitor(nodes, rules.rules, all_guarded=not terms.naming.unguarded)
+    monitor = Monitor(nodes, rules.rules, all_guarded=not terms.naming.unguarded, limit=settings.status.lag)
     work = Work(
         router=router,
         rules=rules,

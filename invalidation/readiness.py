@@ -5,9 +5,6 @@ from typing import NamedTuple
 
 from leasecache.invalidation.state import NodeState, State
 
-HELD_TOO_LONG = 30.0  # s a gate, node or guard may be stuck before the daemon is not ready
-LAG_LIMIT = 30.0  # s
-
 _AFTER = "clear the cache, then restart the daemon"
 LOSSES = {
     "truncate": "keys of truncated rows are unknown",
@@ -63,15 +60,15 @@ def _found(state: State, now: float) -> Iterator[tuple[str, str]]:
         yield "not-streaming", state.reason
     if state.gap is not None:
         yield "gap", f"changes were lost ({state.gap})"
-    if state.held_since is not None and now - state.held_since > HELD_TOO_LONG:
+    if state.held_since is not None and now - state.held_since > state.limit:
         yield "gate-held", f"the gate has held for {now - state.held_since:.0f} s"
     for reader in list(state.readers.values()):
         if reader.holds:
             yield "reader", f"reader {reader.name} holds the gate: {reader.text}"
-    if (lag := state.lag_seconds(now)) > LAG_LIMIT:
-        yield "lag", f"W is {lag:.0f} s behind, over the limit of {LAG_LIMIT:.0f} s"
+    if (lag := state.lag_seconds(now)) > state.limit:
+        yield "lag", f"W is {lag:.0f} s behind, over the limit of {state.limit:g} s"
     for node in list(state.nodes.values()):
-        yield from _node(node, now)
+        yield from _node(node, now, state.limit)
     for error in list(state.journal_errors.values()):
         if not error.is_over(now):
             yield "journal", f"the journal cannot be written: {error.text}"
@@ -82,9 +79,9 @@ def _found(state: State, now: float) -> Iterator[tuple[str, str]]:
         yield "unserved", f"{count} changes of {loss.table} not served ({loss.reason}): {loss_text(loss.reason)}"
 
 
-def _node(node: NodeState, now: float) -> Iterator[tuple[str, str]]:
+def _node(node: NodeState, now: float, limit: float) -> Iterator[tuple[str, str]]:
     if node.down_since is not None:
-        if now - node.down_since > HELD_TOO_LONG:
+        if now - node.down_since > limit:
             yield "node-down", f"node {node.name} has not answered for {now - node.down_since:.0f} s"
-    elif node.guard not in (None, "fresh") and now - node.guard_since > HELD_TOO_LONG:
+    elif node.guard not in (None, "fresh") and now - node.guard_since > limit:
         yield "guard", f"the guard record of {node.name} has been {node.guard} for {now - node.guard_since:.0f} s"

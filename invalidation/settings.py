@@ -23,6 +23,7 @@ else:
 GATES = ("auto", "standby", "snapshot", "replay")
 _LEAST_TTL = 2  # s
 _SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}")
+_RULES_LIMIT = 16 << 20  # bytes
 _REQUIRED: Any = dataclasses.MISSING
 
 
@@ -53,6 +54,8 @@ class SourceSettings:
     def __post_init__(self) -> None:
         if not _SLOT_NAME.fullmatch(self.slot):
             raise ConfigError(f"source.slot {self.slot!r}: a slot name has 1 to 63 of a-z, 0-9 and _")
+        if not (self.publication.isprintable() and len(self.publication.encode()) <= 63):
+            raise ConfigError(f"source.publication {self.publication!r}: a name has 1 to 63 bytes, all printable")
         if self.gate not in GATES:
             raise ConfigError(f"source.gate {self.gate!r}: write one of {', '.join(GATES)}{_meant(self.gate, GATES)}")
 
@@ -124,6 +127,9 @@ class StatusSettings:
     """`[status]`: the status server."""
 
     listen: str | None = _key('"host:port" of status page, metrics and health, port 0 = any; none = no server', None)
+    lag: float = _key(
+        "s that W may be behind, or gate, node or guard be stuck, before /readyz says no", 30.0, least=0.1
+    )
 
     def __post_init__(self) -> None:
         if self.listen is not None and self.address is None:
@@ -202,19 +208,28 @@ def _read_toml(path: Path) -> dict[str, Any]:
         document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
+        raise ConfigError(f"{path} is not TOML: {_fault(error)}") from None
     return document
 
 
 def _read_rules(path: Path) -> RuleSet:
+    """Read rules, which are plain data: whatever the file holds, nothing of it is run."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_RULES_LIMIT + 1)
+        if len(content) > _RULES_LIMIT:
+            raise ConfigError(f"rules.file: {path} is larger than {_RULES_LIMIT >> 20} MiB")
+        document = json.loads(content.decode())
     except OSError as error:
         raise ConfigError(f"rules.file: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"rules.file: {path} is not JSON: {error}; make it with `leasecache rules`") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"rules.file: {path} is not JSON: {_fault(error)}; make it with `leasecache rules`") from None
     return RuleSet.from_json(document)
+
+
+def _fault(error: Exception) -> str:
+    return "it is nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
 
 
 def _table(table: str, cls: type[Any], given: Any, where: str, environment: Mapping[str, str]) -> Any:

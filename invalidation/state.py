@@ -55,6 +55,7 @@ class State:
 
     version: str
     implementation: str
+    limit: float  # s that W may be behind, or a gate, node or guard be stuck, before the daemon is not ready
     source: str = ""  # without a password
     slot: str = ""
     began: float = field(default_factory=time.time)  # Unix s

@@ -20,6 +20,8 @@ from leasecache.invalidation.state import JournalError, NodeState, ReaderState, 
 from leasecache.invalidation.stream import Loss, Touched, Transaction
 from leasecache.rules import Rule
 
+READY_WITHIN = 30.0  # s
+
 
 class _Series(NamedTuple):
     """A counter of Prometheus, found once, and the meter of the page beside it."""
@@ -35,13 +37,21 @@ class _Series(NamedTuple):
 class Monitor:
     """Told by the daemon's loop what happens; read by the status server's thread."""
 
-    def __init__(self, nodes: Iterable[str] = (), rules: Iterable[Rule] = (), *, all_guarded: bool = False) -> None:
+    def __init__(
+        self,
+        nodes: Iterable[str] = (),
+        rules: Iterable[Rule] = (),
+        *,
+        all_guarded: bool = False,
+        limit: float = READY_WITHIN,
+    ) -> None:
         """What is known of from the start is shown from the start, with zeros.
 
+        `limit`: how long (s) W may be behind, or a gate, node or guard be stuck, before the daemon is not ready.
         `all_guarded`: no client goes without the guard, so that a new generation makes up for keys that are not known.
         """
         self._all_guarded = all_guarded
-        self.state = State(version=version("leasecache"), implementation=_accel.IMPL)
+        self.state = State(version=version("leasecache"), implementation=_accel.IMPL, limit=limit)
         self.figures = Figures()
         self._tables: dict[str, _Series] = {}
         self._rules: dict[tuple[str, str], _Series] = {}

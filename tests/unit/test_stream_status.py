@@ -12,8 +12,8 @@ from leasecache.errors import NodeError
 from leasecache.invalidation import logs
 from leasecache.invalidation.answers import answer
 from leasecache.invalidation.finding import Finding
-from leasecache.invalidation.readiness import FIXES, HELD_TOO_LONG
-from leasecache.invalidation.status import Monitor
+from leasecache.invalidation.readiness import FIXES
+from leasecache.invalidation.status import READY_WITHIN, Monitor
 from leasecache.invalidation.stream import Loss, Touched, Transaction
 
 
@@ -39,8 +39,11 @@ def test_not_ready_while_something_holds_for_long(monkeypatch: pytest.MonkeyPatc
     monitor.gate_held(now, 1)
     monitor.node_failed("n", NodeError("gone"))
     assert monitor.unready() == []
-    monkeypatch.setattr(time, "monotonic", lambda: now + HELD_TOO_LONG + 5)
+    monkeypatch.setattr(time, "monotonic", lambda: now + READY_WITHIN + 5)
     assert [reason.partition(":")[0] for reason in monitor.unready()] == ["gate-held", "node-down"]
+    monitor.state.limit = READY_WITHIN + 10
+    assert monitor.unready() == []
+    monitor.state.limit = READY_WITHIN
     monitor.gate_held(None, 0)
     monitor.node_recovered("n")
     assert monitor.unready() == []
@@ -195,7 +198,7 @@ def test_every_reason_is_one_line_with_its_fix(monkeypatch: pytest.MonkeyPatch) 
     monitor.drifted([Finding(code="identity", table="t", rule="f", consequence="c")])
     monitor.journal_failed("n", OSError("full"))
     monitor.state.losses[Loss("toast", "t", "f")] += 1
-    monkeypatch.setattr(time, "monotonic", lambda: now + HELD_TOO_LONG + 5)
+    monkeypatch.setattr(time, "monotonic", lambda: now + READY_WITHIN + 5)
     monitor.journal_failed("n", OSError("full"))
     lines = monitor.unready()
     monitor.standing_by("slot in use")
