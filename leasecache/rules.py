@@ -1,6 +1,6 @@
 """Invalidation rules: which key a changed row touches. Plain values that the application and the daemon share."""
 
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +8,11 @@ from typing import Any
 from leasecache.errors import ConfigError, DefinitionError
 
 RULES_VERSION = 1
+MOST_RULES = 10_000  # of a document; the other limits are those of one rule
+_MOST_FIELDS = 100
+_MOST_TEXT = 1_000  # characters of a template or a function's name
+_MOST_NAME = 63  # bytes of an identifier; Postgres has no longer ones
+_MOST_STALE = 365 * 86_400.0  # s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,8 @@ class RuleSet:
     @classmethod
     def from_json(cls, document: Any) -> "RuleSet":
         """Read what `to_json` wrote. Raises ConfigError naming the faulty entry."""
-        if not isinstance(document, dict) or document.get("version") != RULES_VERSION:
+        version = document.get("version") if isinstance(document, dict) else None
+        if version != RULES_VERSION or isinstance(version, bool):
             raise ConfigError(f"rules: expected an object of version {RULES_VERSION}; `leasecache rules` prints one")
         namespace = document.get("namespace")
         if namespace is not None and not isinstance(namespace, str):
@@ -84,6 +90,8 @@ class RuleSet:
         entries = document.get("rules")
         if not isinstance(entries, list):
             raise ConfigError("rules: `rules` must be a list")
+        if len(entries) > MOST_RULES:
+            raise ConfigError(f"rules: there are {len(entries)}, and {MOST_RULES} at most are read")
         return cls(namespace=namespace, rules=tuple(_rule_from_json(i, entry) for i, entry in enumerate(entries)))
 
 
@@ -103,38 +111,43 @@ def _rule_from_json(index: int, entry: Any) -> Rule:
     where = f"rules[{index}]"
     if not isinstance(entry, dict):
         raise ConfigError(f"{where} must be an object")
-    schema, table = split_table(_expect(entry, "table", str, where))
+    schema, table = split_table(_text(entry.get("table"), f"{where}.table", 2 * _MOST_NAME + 1))
     columns = entry.get("columns")
-    if columns is not None and not (columns and _all_strings(columns)):
-        raise ConfigError(f"{where}.columns must be a list of names, at least one, or null")
-    stale_for = float(_expect(entry, "stale_for", (int, float), where))
-    if not 0 <= stale_for < math.inf:
-        raise ConfigError(f"{where}.stale_for must be 0 or more s, not {stale_for!r}")
+    if columns is not None and not (isinstance(columns, list) and 0 < len(columns) <= _MOST_FIELDS):
+        raise ConfigError(f"{where}.columns must be a list of names, 1 to {_MOST_FIELDS}, or null")
     return Rule(
-        function=_expect(entry, "function", str, where),
-        template=_expect(entry, "template", str, where),
-        kinds=_expect_names(entry, "kinds", where),
-        schema=schema,
-        table=table,
-        fields=_expect_names(entry, "fields", where),
-        columns=None if columns is None else tuple(columns),
-        stale_for=stale_for,
+        function=_text(entry.get("function"), f"{where}.function", _MOST_TEXT),
+        template=_text(entry.get("template"), f"{where}.template", _MOST_TEXT),
+        kinds=_names(entry.get("kinds"), f"{where}.kinds"),
+        schema=_text(schema, f"{where}.table", _MOST_NAME),
+        table=_text(table, f"{where}.table", _MOST_NAME),
+        fields=_names(entry.get("fields"), f"{where}.fields"),
+        columns=None if columns is None else tuple(_text(one, f"{where}.columns", _MOST_NAME) for one in columns),
+        stale_for=_seconds(entry.get("stale_for"), f"{where}.stale_for"),
     )
 
 
-def _expect(entry: dict[str, Any], key: str, types: Any, where: str) -> Any:
-    value = entry.get(key)
-    if not isinstance(value, types) or isinstance(value, bool):
-        raise ConfigError(f"{where}.{key} is missing or of the wrong type: {value!r}")
-    return value
+def _instead(value: Any) -> str:
+    return "but it is missing" if value is None else f"not {reprlib.repr(value)}"
 
 
-def _expect_names(entry: dict[str, Any], key: str, where: str) -> dict[str, str]:
-    value = _expect(entry, key, dict, where)
-    if not _all_strings(value.values()):
-        raise ConfigError(f"{where}.{key} must map names to strings")
-    return dict(value)
+def _text(value: Any, where: str, most: int) -> str:
+    """Return a text that can be shown in one line, compared with a name of Postgres, and sent anywhere."""
+    if isinstance(value, str) and value.isprintable():
+        size = len(value.encode(errors="surrogatepass"))
+        if 0 < size <= most:
+            return value
+    raise ConfigError(f"{where} must be printable text of 1 to {most} bytes, {_instead(value)}")
 
 
-def _all_strings(values: Any) -> bool:
-    return isinstance(values, (list, type({}.values()))) and all(isinstance(v, str) for v in values)
+def _names(value: Any, where: str) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > _MOST_FIELDS:
+        raise ConfigError(f"{where} must map at most {_MOST_FIELDS} names to texts, {_instead(value)}")
+    return {_text(name, where, _MOST_TEXT): _text(one, where, _MOST_NAME) for name, one in value.items()}
+
+
+def _seconds(value: Any, where: str) -> float:
+    # The bounds come first: neither an integer of any size nor NaN gets as far as float().
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _MOST_STALE:
+        return float(value)
+    raise ConfigError(f"{where} must be 0 to {_MOST_STALE:.0f} s, {_instead(value)}")

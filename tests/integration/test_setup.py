@@ -1,13 +1,14 @@
 """`setup`: what it applies makes the daemon start, and a second time there is nothing to do."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from leasecache.lab import MemcachedServer
-from tests.fix_daemon import SLOT, DaemonProcess, rule, run_to_exit
+from leasecache.lab import MemcachedServer, wait_until
+from leasecache.rules import RuleSet
+from tests.fix_daemon import SLOT, WITHIN, DaemonProcess, rule, run_to_exit
 from tests.fix_servers import PostgresPair
 
 CLI = ("-m", "leasecache.cli")
@@ -21,7 +22,9 @@ Configured = Callable[[str], DaemonProcess]
 
 
 @pytest.fixture
-def configured(postgres_pair: PostgresPair, database: str, memcached: MemcachedServer, tmp_path: Path) -> Configured:
+def configured(
+    postgres_pair: PostgresPair, database: str, memcached: MemcachedServer, tmp_path: Path
+) -> Iterator[Configured]:
     """Make tables, and a configuration for the "primary" or the "standby"."""
     for statement in TABLES:
         postgres_pair.primary.query(statement, dbname=database)
@@ -29,9 +32,13 @@ def configured(postgres_pair: PostgresPair, database: str, memcached: MemcachedS
 
     def configure(where: str) -> DaemonProcess:
         dsn = getattr(postgres_pair, where).dsn(database)
-        return DaemonProcess(tmp_path, dsn, f"{memcached.url}?namespace=shop", RULES)
+        made.append(DaemonProcess(tmp_path, dsn, f"{memcached.url}?namespace=shop", RULES))
+        return made[-1]
 
-    return configure
+    made: list[DaemonProcess] = []
+    yield configure
+    for daemon in made:
+        daemon.kill()
 
 
 @pytest.mark.parametrize("where", ["primary", "standby"])
@@ -85,3 +92,24 @@ def test_what_setup_cannot_mend(configured: Configured, postgres_pair: PostgresP
     assert (
         err == "leasecache: get_comments, public.comments: there is no such table, so nothing invalidates these keys\n"
     )
+
+
+def test_names_that_are_no_sql(configured: Configured, postgres_pair: PostgresPair, database: str) -> None:
+    """Names of publications and tables are names, whatever they hold: they are quoted in SQL and in the protocol."""
+    daemon = configured("primary")
+    odd = "a\"b'c, d; drop table media --"
+    postgres_pair.primary.query("""create table "x'y""z; --" (id int primary key)""", dbname=database)
+    rules = RuleSet(
+        namespace="shop", rules=(*RULES, rule("x'y\"z; --", "id", template="z:{x}", function="get_z"))
+    ).to_json()
+    (daemon.config.parent / "rules.json").write_text(json.dumps(rules))
+    text = daemon.config.read_text().replace('publication = "leasecache"', f"publication = {json.dumps(odd)}")
+    daemon.config.write_text(text)
+    config = ("--config", str(daemon.config))
+    code, _, err = run_to_exit([*CLI, "setup", "--apply", *config])
+    assert (code, err) == (0, ""), err
+    assert postgres_pair.primary.query("select pubname from pg_publication", dbname=database) == [(odd,)]
+    assert run_to_exit([*CLI, "check", *config])[0] == 0
+    daemon.start().streaming()
+    postgres_pair.primary.query("insert into media values (1)", dbname=database)
+    wait_until(lambda: daemon.metric("rows_total") > 0, WITHIN, daemon.log())

@@ -99,6 +99,9 @@ def test_the_environment_alone() -> None:
         ("[rules]", "[drift]\nevery = 0\n[rules]", ("drift.every", "0.1 to 86400", "not 0")),
         ("[source]", "source = 1\n[x]", ("leasecache.toml", "[x]")),
         ("[source]", "[source", ("leasecache.toml", "not TOML")),
+        ("[source]", "x = " + "[" * 100_000 + "\n[source]", ("leasecache.toml", "not TOML")),
+        ('publication = "leasecache"', 'publication = "a\\u0000b"', ("source.publication", "printable")),
+        ('publication = "leasecache"', f'publication = "{"x" * 64}"', ("source.publication", "63 bytes")),
     ],
 )
 def test_faults_are_named(tmp_path: Path, old: str, new: str, named: tuple[str, ...]) -> None:
@@ -186,7 +189,7 @@ def test_several_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """Further caches are opened in their order, and must be others under the same namespace."""
     path = configuration(tmp_path, "shop")
 
-    def stores(more: str) -> list[str]:
+    def stores(more: str) -> list[str | None]:
         monkeypatch.setenv("LEASECACHE_CACHE_MORE", more)
         return [store.namespace for store in read_configuration(path).stores]
 
@@ -224,14 +227,23 @@ def test_a_cache_that_no_daemon_reaches(tmp_path: Path, url: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "fault"),
-    [(None, "cannot read"), ("{", "not JSON"), ("[]", "version 1"), ('{"version": 2}', "version 1")],
+    [
+        (None, "cannot read"),
+        ("{", "not JSON"),
+        ("[]", "version 1"),
+        ('{"version": 2}', "version 1"),
+        ("[" * 100_000, "nested too deep"),
+        ("9" * 5000, "not JSON"),
+        ('"\xff"', "not JSON"),  # no UTF-8, as written below
+        (" " * (16 << 20) + "{}", "larger than 16 MiB"),
+    ],
 )
 def test_a_bad_rules_file(tmp_path: Path, content: str | None, fault: str) -> None:
     """A rules file that cannot be used is a ConfigError."""
     path = configuration(tmp_path, "shop")
     (tmp_path / "rules.json").unlink()
     if content is not None:
-        (tmp_path / "rules.json").write_text(content)
+        (tmp_path / "rules.json").write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError, match=fault):
         read_configuration(path)
 
