@@ -198,26 +198,28 @@ def caches(tmp_path: Path) -> Iterator[tuple[str, str]]:
     authority.cert_pem.write_to_path(ca)
     issued.private_key_pem.write_to_path(key)
     issued.cert_chain_pems[0].write_to_path(chain)
-    with RedisServer() as redis, MemcachedServer(certificate=Certificate(chain, key)) as memcached:
+    with (
+        RedisServer() as redis,
+        MemcachedServer(certificate=Certificate(chain, key), credentials=("app", "s3cret")) as memcached,
+    ):
         (redis.data / "key.pem").write_bytes(issued.private_key_and_cert_chain_pem.bytes())
         (redis.data / "key.pem").chmod(0o644)
         redis.ask(
             f"CONFIG SET tls-key-file {redis.data}/key.pem",
             f"CONFIG SET tls-cert-file {redis.data}/key.pem",
-            f"CONFIG SET tls-auth-clients no tls-port {port}",
+            f"CONFIG SET tls-auth-clients no tls-port {port} requirepass s3cret",
         )
         yield (
-            f"rediss://127.0.0.1:{port}/0?namespace=shop&ca={ca}",
-            f"memcacheds://{memcached.address}?namespace=shop&ca={ca}",
+            f"rediss://:s3cret@127.0.0.1:{port}/0?namespace=shop&ca={ca}",
+            f"memcacheds://app:s3cret@{memcached.address}?namespace=shop&ca={ca}",
         )
 
 
 def test_the_daemon(secured: Secured, caches: tuple[str, str], tmp_path: Path) -> None:
-    """A daemon follows over TLS and invalidates on several caches over TLS; `check` finds nothing about it."""
-    daemon = DaemonProcess(tmp_path, secured.dsn(), caches[0], RULES)
-    daemon.config.write_text(
-        daemon.config.read_text().replace("[cache]\n", f"[cache]\nmore = [{json.dumps(caches[1])}]\n")
-    )
+    """A daemon follows over TLS and invalidates on several caches over TLS, and shows no password anywhere."""
+    daemon = DaemonProcess(tmp_path, secured.dsn(password="hush"), caches[0], RULES)
+    more = f"more = [{json.dumps(caches[1])}]"
+    daemon.config.write_text(daemon.config.read_text().replace("[cache]\n", f"[cache]\n{more}\n"))
     stores = [open_store(url) for url in caches]
     secured.server.create_logical_slot(SLOT)
     try:
@@ -229,11 +231,19 @@ def test_the_daemon(secured: Secured, caches: tuple[str, str], tmp_path: Path) -
         secured.server.query("insert into tags values (7, 'new')")
         for store in stores:
             wait_until(lambda store=store: store.look(b"shop:tags:7") is None, WITHIN, daemon.log())  # type: ignore[misc]
-        code, out, err = run_to_exit(["-m", "leasecache.cli", "check", "--json", "--config", str(daemon.config)])
-        assert "encrypted" not in out + err, (code, out, err)
+        secured.server.query("select pg_terminate_backend(pid) from pg_stat_replication")
+        wait_until(lambda: daemon.log().count("event=streaming") == 2, WITHIN, daemon.log())
+        pages = [daemon.get(path)[1] for path in ("/", "/status.json", "/metrics", "/readyz")]
+        checks = [
+            run_to_exit(["-m", "leasecache.cli", "check", *json_or_not, "--config", str(daemon.config)])[1:]
+            for json_or_not in ([], ["--json"])
+        ]
         assert daemon.terminate() == 0
     finally:
         daemon.kill()
         for store in stores:
             store.close()
         secured.server.drop_logical_slots()
+    assert "encrypted" not in str(checks)
+    shown = f"{pages}{checks}{daemon.log()}"
+    assert [secret for secret in ("hush", "s3cret") if secret in shown] == []
