@@ -57,6 +57,7 @@ class Keeper:
     def __init__(self, node: Any, charter: Charter) -> None:
         self.generation: int | None = None  # what guarded keys carry; None = not known yet
         self.sent_at = 0.0  # monotonic s when a record was last sent, by us or by a predecessor
+        self.haunted_until = 0.0  # monotonic s until which W stays: a server that was in this one's place is believed
         self.key = charter.key
         self._node = node
         self._charter = charter
@@ -119,6 +120,7 @@ class Keeper:
         """
         charter, tenure, known = self._charter, self._tenure, self.generation
         run = self._node.run()
+        self._beware(run)
         rules = self._vouched_rules(charter, tenure)
         for _ in range(ATTEMPTS):
             token, found = self._read(charter.key)
@@ -130,6 +132,11 @@ class Keeper:
                 self._run = run
                 return Written(generation, tenure, charter)
         raise NodeError(f"{self._node.name}: the guard record changed under {ATTEMPTS} attempts to write it")
+
+    def _beware(self, run: str) -> None:
+        """Take note of a server that is in another's place, which may go on answering under the record it has."""
+        if getattr(self._node, "moves", False) and run != self._run:
+            self.haunted_until = max(self.haunted_until, self.expired_at)
 
     def _vouched_rules(self, charter: Charter, tenure: int) -> frozenset[bytes]:
         """Show the others that we live, and return the functions that all of us vouch for: none without one of them."""

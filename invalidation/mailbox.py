@@ -5,12 +5,13 @@ While a job is under way further keys pile up and are de-duplicated, so a busy n
 gets a transaction at once. All bookkeeping is done by the caller's thread.
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from leasecache.errors import NodeError
+from leasecache.errors import GuardError, NodeError
 from leasecache.guard import Record, wire_key
 from leasecache.invalidation.journal import Entries, JournalError, NodeJournal
 from leasecache.invalidation.keeper import Keeper, Written
@@ -202,6 +203,8 @@ class Mailbox:
             self._done(future.result(), now, observer)
             self._settle()
             return
+        if self.keeper is not None and isinstance(error, GuardError):
+            self.keeper.miss()
         self._sending.add(self._batch)
         self._batch = Parcel()
         self._delay = min(max(self._delay * 2, RETRY_FIRST), RETRY_MOST)
@@ -330,6 +333,8 @@ class Mailbox:
     @property
     def _owes(self) -> bool:
         """Whether the node lacks what only `_write_journal` lets W pass: it may be believed, until its record ends."""
+        if self.keeper is not None and time.monotonic() < self.keeper.haunted_until:
+            return True
         return self._unknown or (self._journal is not None and (len(self._journal) > 0 or self._journal.void))
 
     @property

@@ -44,6 +44,7 @@ class RedisNode(RedisCalls):
         self.name = name
         self.errors = cluster or NodeStats()
         self._access = access or Access()
+        self.moves = locate is not None
         self._locate = locate or (lambda: address_of(name))
         self._cluster = cluster is not None
         self._pool: Pool[Link] = Pool(self._connect, pool, patience=self._access.timeout)

@@ -25,6 +25,8 @@ class RedisCalls(ABC):
     trust: Trust | None = None
     errors: NodeStats
     scattered = False  # whether the keys may be on several servers
+    moves = False  # whether another server may be in its place while the former still answers: a service of Sentinels
+    _run: str | None = None  # that was told last
 
     @abstractmethod
     def exchange(self, request: Exchange) -> Replies:
@@ -109,15 +111,17 @@ class RedisCalls(ABC):
     def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> bytes | None:
         """Invalidate as `invalidate` does; return the guard record as it stands afterwards, None = absent.
 
-        One that is not of this run of the server is as good as absent. Raises NodeError.
+        One that is not of this run of the server is as good as absent. Raises NodeError; GuardError when another server
+        is in the place of the one that `run` told of last, which may still answer and be believed.
         """
         self._refuse_scattered()
-        return self._hold(guarded.invalidate_under(guard_key, keys, stale_for))
+        return self._hold(guarded.invalidate_under(guard_key, keys, stale_for, self._run if self.moves else None))
 
     def run(self) -> str:
         """Return which run of the server this is; anew after a restart or a promotion. Raises NodeError."""
         self._refuse_scattered()
-        return self._hold(guarded.run())
+        self._run = self._hold(guarded.run())
+        return self._run
 
     def look(self, key: bytes, mark: bytes | None = None) -> Hit | None:
         """Return the value without touching its lease; the answer does not tell whether it is stale.

@@ -96,24 +96,29 @@ def look(key: bytes, mark: bytes, trust: Trust) -> Conversation[Hit | None]:
     raise trust.unsettled()
 
 
-def invalidate_under(guard: bytes, keys: Sequence[bytes], stale_for: float) -> Conversation[bytes | None]:
+def invalidate_under(
+    guard: bytes, keys: Sequence[bytes], stale_for: float, meant: str | None = None
+) -> Conversation[bytes | None]:
     """Invalidate, then return the guard record, read in the last exchange behind the last key.
 
-    None, as if there were none, when it is not of the run of the server that has acknowledged all the keys.
+    None, as if there were none, when it is not of the run of the server that has acknowledged all the keys. Raises
+    GuardError when that is another run than is `meant`.
     """
     runs, raw = set(), None
     for chunk in [*leases.chunks(keys)] or [()]:
         commands = [*leases.voiding(chunk, stale_for), redis_record.question(), wire.get_many([guard])]
-        *_, run, [value] = leases.done((yield Exchange(commands, run="")))
+        *_, run, [value] = leases.done((yield Exchange(commands)))
         runs.add(run)
         raw = redis_record.of(value)
+    if meant is not None and runs != {meant}:
+        raise GuardError("another server is in the place of the one that the guard record was written to")
     record = None if raw is None else Record.from_bytes(raw)
     return raw if record is not None and runs == {record.run} else None
 
 
 def run() -> Conversation[str]:
     """Return which run of the server this is."""
-    [found] = leases.done((yield Exchange([redis_record.question()], run="")))
+    [found] = leases.done((yield Exchange([redis_record.question()])))
     return str(found)
 
 
