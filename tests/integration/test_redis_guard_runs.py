@@ -105,7 +105,8 @@ def test_promoted_replica_is_not_believed_until_it_is_vouched_for(open_redis: Op
         with pytest.raises(GuardError):
             store.reader(10, 0, FLAGS, MARK)(KEY)
         assert holds(redis.replica, key)
-        assert voucher.node.invalidate_under(voucher.key, []) is None
+        with pytest.raises(GuardError, match="another server"):
+            voucher.node.invalidate_under(voucher.key, [])
         voucher.run = wait_until(lambda: _run(voucher), 30, "the new primary")
         voucher.bump()
         filled(store)
