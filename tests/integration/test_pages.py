@@ -1,4 +1,4 @@
-"""docs/leases.md, docs/running.md and docs/cached_many.md run as they stand, on real servers, and show what is so."""
+"""docs/cached_many.md, docs/guard.md, docs/leases.md and docs/running.md run as they stand, on real servers, and show what is so."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from tests.pages import Console, checked, patient, run_section, sections
 
 VALUES = {  # how many values each section shows that are compared with what comes out
     "docs/cached_many.md": {"": 24},
+    "docs/guard.md": {"": 14},
     "docs/leases.md": {"By hand": 8},
     "docs/running.md": {
         "gunicorn": 0,
