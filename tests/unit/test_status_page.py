@@ -2,9 +2,11 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import re
+import threading
 import time
 from html.parser import HTMLParser
 from typing import Any
@@ -259,3 +261,27 @@ def test_a_daemon_that_does_not_stream_has_a_page() -> None:
     assert "not streaming" in page(summary(monitor.state)).decode()
     monitor.standing_by("slot 's' is in use")
     assert "standing by" in page(summary(monitor.state)).decode()
+
+
+def test_pages_are_made_while_the_loop_goes_on() -> None:
+    """The loop adds nodes, tables, readers and troubles while another thread draws pages; none of them fails."""
+    monitor, done = Monitor(), threading.Event()
+
+    def loop() -> None:
+        for i in itertools.count():
+            if done.is_set():
+                return
+            monitor.received(transaction(table_rows={f"t{i % 400}": 1}, rule_keys={(f"f{i % 400}", "t"): 1}))
+            monitor.invalidated(f"n{i % 400}", 1)
+            monitor.reader(f"r{i % 400}", "x", holds=bool(i % 2))
+            monitor.bumped(f"reason {i}")
+            monitor.position(i + 10, i, 0)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        for path in ("/", "/status.json", "/metrics", "/readyz") * 4:
+            assert answer(path, monitor).body
+    finally:
+        done.set()
+        thread.join()
