@@ -71,7 +71,7 @@ class Follower:
         self.drifts: list[str] = []  # commands that may have changed the catalogues, visible now; see `looked`
         self._commands: list[str] = []  # the same of the transaction that comes next
         self._drifting: dict[int, list[str]] = {}  # the same of those that are held, by their ends
-        self._recent: deque[Transaction] = deque(maxlen=10_000)  # dispatched, for the latency histogram
+        self._recent: deque[tuple[int, float]] = deque(maxlen=10_000)  # ends and times of what was dispatched
 
     @property
     def idle(self) -> bool:
@@ -227,13 +227,13 @@ class Follower:
         if touched.everything is not None:
             self._dispatcher.bump(touched.everything)
         self.drifts += self._drifting.pop(transaction.end_lsn, ())
-        self._recent.append(transaction)
+        self._recent.append((transaction.end_lsn, transaction.committed_at))
         self._monitor.gate_passed(waited)
 
     def _observe(self) -> None:
         position = self._dispatcher.acknowledged
-        while self._recent and self._recent[0].end_lsn <= position:
-            self._monitor.completed(self._recent.popleft())
+        while self._recent and self._recent[0][0] <= position:
+            self._monitor.completed(self._recent.popleft()[1])
         self._monitor.position(self._stream.received, position, len(self._dispatcher))
 
     def _report(self, now: float) -> None:

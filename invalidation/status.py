@@ -204,9 +204,9 @@ class Monitor:
         unguarded = "what unguarded functions read from it meanwhile stays until its ttl; clear the cache"
         self._trouble(logging.WARNING, "reader-rewound", reason, reason=reason, w="held", unguarded=unguarded)
 
-    def completed(self, transaction: Transaction) -> None:
-        """Note that W has passed a transaction."""
-        latency = max(0.0, time.time() - transaction.committed_at)
+    def completed(self, committed_at: float) -> None:
+        """Note that W has passed a transaction that was committed then (Unix s)."""
+        latency = max(0.0, time.time() - committed_at)
         self.state.latency, self.state.latency_at = latency, time.monotonic()
         self.figures.latency.observe(latency)
 

@@ -22,7 +22,7 @@ from leasecache.invalidation import launch
 from leasecache.invalidation.lsn import parse_lsn
 from leasecache.invalidation.source import Replication
 from leasecache.invalidation.status import Monitor
-from leasecache.invalidation.stream import POSTGRES_EPOCH, Transaction
+from leasecache.invalidation.stream import POSTGRES_EPOCH
 from loadtests.bench.spread import percentile
 
 PUBLICATION = "leasecache"
@@ -115,9 +115,9 @@ class _Probe(Monitor):
         if self.progress.over(acknowledged):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def completed(self, transaction: Transaction) -> None:
-        super().completed(transaction)
-        self.progress.latencies.append(time.time() - transaction.committed_at)
+    def completed(self, committed_at: float) -> None:
+        super().completed(committed_at)
+        self.progress.latencies.append(time.time() - committed_at)
 
     def gate_passed(self, waited: float) -> None:
         super().gate_passed(waited)
