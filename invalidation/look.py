@@ -54,7 +54,7 @@ code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",mon
 footer{color:var(--soft);padding-bottom:2rem;font-size:.9rem}
 a{color:var(--accent)}
 @media(max-width:44rem){.tiles{grid-template-columns:repeat(2,minmax(0,1fr))}.tile dd{font-size:1.05rem}
-.chart .axis{font-size:16px}}
+th,td{padding-right:.6rem}.chart .axis{font-size:16px}}
 #silent{display:none;position:sticky;top:0;z-index:1;background:var(--bad);color:var(--card);padding:.5rem 1rem;
 text-align:center;font-weight:600}
 .silent #silent{display:block}
