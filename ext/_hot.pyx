@@ -102,7 +102,7 @@ cdef Reply _read_reply(const char *data, Py_ssize_t end, Py_ssize_t *position):
     if space - start == 2 and data[start] == c'V' and data[start + 1] == c'A':
         at = min(space + 1, line_end)
         size = _token_end(data, at, line_end)
-        number = _number(data, at, size, 1ULL << 31)
+        number = _number(data, at, size, (1ULL << 30) + 1)  # more cannot be stored, whatever -I says
         reply = Reply.__new__(Reply, b"VA")
         reply.code = b"VA"
         reply.ttl = reply.opaque = -1

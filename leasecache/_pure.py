@@ -61,7 +61,7 @@ def parse_reply(data: bytes, start: int) -> tuple[Reply, int] | None:
 
 
 def _parse_value(data: bytes, start: int, tokens: list[bytes]) -> tuple[Reply, int] | None:
-    size = _number(tokens[0], 2**31)
+    size = _number(tokens[0], 2**30 + 1)  # more cannot be stored, whatever -I says
     reply = _with_flags(Reply(b"VA"), tokens[1:])
     end = start + size
     if len(data) < end + 2:
