@@ -195,7 +195,7 @@ class Mux(asyncio.BufferedProtocol):
         """Have the record read in front of this request, or of one before it that leaves with it."""
         record = self._record
         if record is None or record.guard.trust is not guard.trust:
-            record = self._record = Record(guard, pending.deadline)
+            record = self._record = Record(guard, pending._deadline)
             self._pending.append(record)
             self._out.append(guard.request)
             self._out_size += len(guard.request)
@@ -304,7 +304,7 @@ class Mux(asyncio.BufferedProtocol):
         self._timer = None
         if not self._pending:
             return
-        late = time.monotonic() - self._pending[0].deadline
+        late = time.monotonic() - self._pending[0]._deadline
         if late < 0:
             self._timer = self.loop.call_later(-late, self._tick, True)
         elif grace:  # the loop was held up for so long, and has not read what may be there

@@ -53,7 +53,7 @@ class Pending:
     """A request on its way; awaiting it gives what its replies mean. Raises NodeError."""
 
     __slots__ = (
-        "deadline",
+        "_deadline",
         *("_again", "_context", "_count", "_epoch", "_flags", "_future"),
         *("_guard", "_known", "_most", "_mux", "_read", "_record", "_replies", "_retry"),
     )
@@ -65,7 +65,7 @@ class Pending:
         self._context = context
         self._flags = flags
         self._epoch = mux._epochs.latest  # before the request is sent: a later connection may be to a restarted server
-        self.deadline = time.monotonic() + mux._timeout
+        self._deadline = time.monotonic() + mux._timeout
         self._replies: list[Reply] = []
         self._most = 0  # replies before MN, of a request that is answered quietly
         self._mux = mux
@@ -102,9 +102,9 @@ class Pending:
 class Record:
     """A reading of the guard record, for the requests behind it in the same write."""
 
-    __slots__ = ("deadline", "guard", "seen")
+    __slots__ = ("_deadline", "guard", "seen")
 
     def __init__(self, guard: Guard, deadline: float) -> None:
         self.guard = guard
-        self.deadline = deadline
+        self._deadline = deadline
         self.seen: Any = None  # Known, None or the error
