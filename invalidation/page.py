@@ -64,7 +64,9 @@ def _main(summary: Mapping[str, Any]) -> Markup:
 
 def _footer() -> Markup:
     pages = ("/status.json", "/metrics", "/healthz", "/readyz")
-    return tag("footer", [[tag("a", path, href=path), " "] for path in pages])
+    return tag(
+        "footer", [[tag("a", path, href=path[1:]), " "] for path in pages]
+    )  # a proxy may serve us under a prefix
 
 
 def _alarms(summary: Mapping[str, Any]) -> Markup | None:
@@ -175,7 +177,7 @@ def _guard(node: Mapping[str, Any]) -> Child:
         about = f"for {duration(guard['for'])}"
     else:
         about = f"generation {guard['generation']}, {duration(guard['age'])} ago"
-    return [_pill(_GUARDS.get(guard["state"], "warn"), guard["state"]), tag("small", about)]
+    return [_pill(_GUARDS.get(guard["state"], "warn"), guard["state"]), tag("small", about, class_="when")]
 
 
 def _tables(summary: Mapping[str, Any]) -> Markup:
