@@ -197,7 +197,7 @@ class Follower:
 
     def _settle(self) -> None:
         """Let W pass what is done; not a command that may have changed the catalogues before somebody has looked."""
-        position = None if self.drifts else self._held.settle()
+        position = None if self.drifts or self._gate.doubtful else self._held.settle()
         if position is not None:
             self._dispatcher.advance(position)
 

@@ -234,6 +234,8 @@ def test_w_is_held_while_a_reader_is_away(rig: Rig) -> None:
     rig.server.frames.append(keepalive(250, reply=1))
     sent = len(rig.server.sent)
     rig.turn(3)
+    rig.follower.looked()  # at the catalogues, which lets W go on as far as it may
+    rig.turn(3)
     assert len(rig.server.sent) > sent
     assert set(rig.server.acknowledged) == {0}
     assert (rig.node.calls, rig.monitor.state.held) == ([], 1)
@@ -339,3 +341,51 @@ def test_draining_gives_up() -> None:
     assert not rig.follower.drain(rig.ear, lambda: None)
     assert rig.server.acknowledged[-1] == 0
     rig.close()
+
+
+def message(content: bytes, prefix: bytes = b"leasecache") -> bytes:
+    """Return the frame of a commit message."""
+    head = b"M" + struct.pack("!BQ", 1, 5) + prefix + b"\0"
+    return data(head + struct.pack("!i", len(content)) + content)
+
+
+def test_frames_that_flood_in_are_let_come_together() -> None:
+    """After many frames at once the socket is left alone for a moment, while gate and nodes go on; then all is read."""
+    rig = Rig(flood=8, collect=0.2)
+    rig.transaction(100, rows=10)
+    rig.turn()
+    rig.transaction(200, relid=2)
+    began = time.monotonic()
+    rig.until(100)
+    assert len(rig.server.frames) == 3
+    assert time.monotonic() - began < 0.2
+    rig.until(200)
+    assert time.monotonic() - began >= 0.15
+    rig.close()
+
+
+def test_a_few_frames_are_read_at_once() -> None:
+    """Guard: the threshold. A transaction that comes alone waits for no other."""
+    rig = Rig(flood=8, collect=30.0)
+    for position in (100, 200, 300):
+        rig.transaction(position)
+        rig.until(position)
+    rig.close()
+
+
+def test_what_gives_up_everything_is_handed_over_when_it_is_visible(rig: Rig) -> None:
+    """Guard: the gate. New generations are asked for once the transaction is visible, and what was named goes then."""
+    bumps: list[str] = []
+    puts: list[dict[bytes, float]] = []
+    rig.dispatcher.bump = bumps.append  # type: ignore[method-assign]
+    rig.dispatcher.put = lambda keys, explicit=None: puts.append(explicit or {})  # type: ignore[method-assign]
+    rig.gate.view = NONE
+    stream = Stream(Recorder(), most_keys=2)
+    rig.follower._stream = stream
+    rig.transaction(100, rows=5)
+    rig.server.frames.insert(1, message(b"named"))
+    rig.turn(5)
+    assert (bumps, puts) == ([], [])
+    rig.gate.view = ALL
+    rig.until(100)
+    assert (bumps, puts) == (["keys"], [{b"named": 5.0}])
