@@ -60,7 +60,11 @@ class Cache(Registry[Driver]):
         background: Executor | None = _POOL,
         in_transaction: Callable[[], bool] | None = None,
     ) -> "Cache":
-        """Return a cache on `url`; it opens nothing until first used. Raises ConfigError."""
+        """Return a cache on `url`; it opens nothing until first used. Raises ConfigError.
+
+        `guard`, or `?guard=` in the URL: "daemon" = functions with `depends_on` use a node only while the invalidation
+        daemon vouches for it; "none" = a lost invalidation leaves an old value until its ttl is over.
+        """
         cache = cls(background=background, in_transaction=in_transaction)
         cache._configure(url, guard)
         return cache

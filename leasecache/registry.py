@@ -52,7 +52,7 @@ class Registry(ABC, Generic[D]):
         self._functions: list[FunctionCore] = []
 
     def configure(self, url: str, *, guard: str | None = None) -> None:
-        """Set or change the URL, at application start. Raises ConfigError naming the fault and the fix."""
+        """Set or change the URL, at application start; `guard` as in `from_url`. Raises ConfigError naming the fix."""
         self._configure(url, guard)
 
     @property

@@ -12,7 +12,7 @@ from leasecache.errors import GuardError, NodeError
 from leasecache.guard import wire_key
 from leasecache.lab import MemcachedServer, wait_until
 from leasecache.lease import Ask, Fill, Hit, Lease, Refused, Stale, Stored, Token, Wait
-from leasecache.stores import memcached_link
+from leasecache.stores import memcached_link, meta
 from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.routed import RoutedStore
 from leasecache.stores.trust import ATTEMPTS
@@ -174,6 +174,32 @@ def test_another_generation_is_asked_for_anew(guarded: Guarded, way: Way) -> Non
     voucher.bump()
     assert verdict(way, node, b"other") == (type(None) if way is look else Lease)
     assert isinstance(guarded.vouching.lease_get(wire_key(old, b"other"), 1), Lease), "nobody holds it"
+
+
+@each_way
+def test_what_was_won_without_a_record_goes_back(guarded: Guarded, way: Way) -> None:
+    """A lease won in the request that found no record is free when the same generation is vouched for again.
+
+    Guard: the leases that `GuardedBatch.take` returns.
+    """
+    guarded.voucher.vouch(marks=[MARK])
+    guarded.fill(b"key")
+    assert verdict(way, guarded.node) == b"key"
+    guarded.voucher.withdraw()
+    assert verdict(way, guarded.node, b"new") == "record"
+    guarded.voucher.write()
+    assert verdict(way, guarded.node, b"new") == (type(None) if way is look else Lease)
+
+
+def test_value_that_only_fits_under_the_logical_key(guarded: Guarded) -> None:
+    """A value is too large when it is so with the key that it has on the node. Guard: `item_size`."""
+    guarded.voucher.vouch(marks=[MARK])
+    limit = int(guarded.vouching._dialer.item_size_max or 0)
+    for spare, outcome in ((-1, Refused), (0, Stored)):
+        lease = one(guarded.node, b"large")
+        size = limit - meta.ITEM_OVERHEAD - len(wire_key(guarded.voucher.generation, b"large")) - spare
+        assert isinstance(guarded.node.lease_set(lease, FLAGS, b"x" * size, 600), outcome)
+        guarded.vouching.invalidate([wire_key(guarded.voucher.generation, b"large")])
 
 
 @each_way
