@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from docs import layers, monitoring, numbers, states
+from docs import layers, monitoring, numbers, reference, states
 
 GENERATED: dict[str, Callable[[], str]] = {
     "diagram": states.diagram,
@@ -12,6 +12,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "layers": layers.table,
     "metrics": monitoring.metrics,
     "reasons": monitoring.reasons,
+    "settings": reference.table,
 }
 PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 

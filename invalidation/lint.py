@@ -25,7 +25,7 @@ _REFUSED = {
 
 
 def lint(rules: RuleSet, catalog: Catalog) -> list[Finding]:
-    """Return everything that is wrong, the server first, then rule by rule."""
+    """Return everything that is wrong: the server first, then rule by rule, and a missing slot last."""
     findings = [*judge(catalog), *_publication(catalog)]
     findings += list(_bare(catalog))
     needed = needed_columns(catalog, rules)
@@ -40,7 +40,8 @@ def lint(rules: RuleSet, catalog: Catalog) -> list[Finding]:
         findings += unfit or _identity(rule, table, needed[rule.schema, rule.table], catalog)
         findings += _children(rule, table, rules)
         findings += _published(rule, table, catalog)
-    return findings
+    # In the order in which the remedies are to be run: a slot decodes only with a publication that was there before it.
+    return sorted(findings, key=lambda finding: finding.code == "slot-missing")
 
 
 def _about(rule: Rule, code: str, consequence: str, remedy: tuple[str, ...] = (), *, fatal: bool = True) -> Finding:

@@ -209,7 +209,7 @@ def test_wal_level(postgres_version: int) -> None:
         server.query("create table media (id int primary key)")
         clerk = Clerk(server, "app")
         codes = clerk.codes(MEDIA)
-        assert codes == ["wal-level", "slot-missing", "publication-missing"]
+        assert codes == ["wal-level", "publication-missing", "slot-missing"]
 
 
 def test_a_standby_without_feedback(fresh_pair: PostgresPair) -> None:

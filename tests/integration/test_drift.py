@@ -239,7 +239,7 @@ def test_a_server_that_is_away(postgres_version: int) -> None:
         assert looked(watch) == ["slot-missing"]
         server.restart()
         server.query("drop publication leasecache")
-        assert looked(watch) == ["slot-missing", "publication-missing"]
+        assert looked(watch) == ["publication-missing", "slot-missing"]
         assert lost(watch).reason == "publication leasecache is gone"
         watch.close()
 
