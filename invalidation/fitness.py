@@ -46,7 +46,8 @@ def _server(catalog: Catalog) -> Iterator[Finding]:
     if catalog.wal_kept < 0:
         yield Finding(
             code="wal-unlimited",
-            consequence="while the daemon is down its slot keeps all log, until the disk is full",
+            consequence="max_slot_wal_keep_size is not set, so while the daemon is down its slot may fill the disk "
+            "with log",
             remedy=("alter system set max_slot_wal_keep_size = '50GB'", "select pg_reload_conf()"),
             fatal=False,
             note=True,
@@ -133,8 +134,8 @@ def _triggers(catalog: Catalog) -> Iterator[Finding]:
     if catalog.drift_triggers != NAMES.keys():
         yield Finding(
             code="drift-triggers",
-            consequence="the log does not say when a publication or table changes: only the daemon's look every "
-            "drift.every s finds it, and until then changes may be missed",
+            consequence="the triggers of `leasecache setup` are missing, so a change of publications or tables is "
+            "found by the look every drift.every s only, and changes of rows until then may be missed",
             remedy=tuple(triggers_ddl(catalog.drift_triggers)),
             fatal=False,
             note=True,  # on a managed server nobody may be allowed to create them
@@ -152,7 +153,8 @@ def _link(what: str, link: Link) -> Iterator[Finding]:
     elif link.remote and not link.verified:
         yield Finding(
             code="not-verified",
-            consequence=f"the certificate of {what} is not checked, so another server could answer in its place",
+            consequence=f"the certificate of {what} is not checked, so another could answer in its place: add "
+            "sslmode=verify-full",
             remedy=("-- use sslmode=verify-full and sslrootcert in the dsn",),
             fatal=False,
             note=True,

@@ -175,17 +175,12 @@ def _show_findings(findings: "list[Finding]") -> None:
         for finding in faults:
             table.add_row(*(Text(cell or "-") for cell in (finding.rule, finding.table, finding.consequence)))
         Console().print(table)
-        _show_remedies(faults)
+        for remedy in dict.fromkeys(sql for finding in faults for sql in finding.remedy):
+            typer.echo(remedy if remedy.startswith("--") else f"{remedy};")
     else:
         typer.echo("nothing is wrong")
     for finding in notes:
-        typer.echo(f"-- note: {finding.sentence()}")
-        _show_remedies([finding])
-
-
-def _show_remedies(findings: "list[Finding]") -> None:
-    for remedy in dict.fromkeys(sql for finding in findings for sql in finding.remedy):
-        typer.echo(remedy if remedy.startswith("--") else f"{remedy};")
+        typer.echo(f"note: {finding.sentence()}")
 
 
 def _show_steps(steps: "list[Step]") -> None:
