@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from leasecache.errors import ConfigError, GapError, SourceError
+from leasecache.invalidation.ddl import quoted
 from leasecache.invalidation.gate import Answer, GateName, View, choose, choose_for_reader
 from leasecache.invalidation.logs import event
 from leasecache.invalidation.lsn import format_lsn
@@ -175,16 +176,22 @@ class Readers:
     def _notice(self) -> None:
         """Tell of readers that went or came."""
         for reader in self._all:
-            if (reason := reader.away) is not None:
-                self._observer.reader(reader.name, f"away: {reason}", holds=reader in self._waited_for)
-                if reader.name not in self._known_away:
-                    self._known_away.add(reader.name)
-                    event(logging.WARNING, "reader-away", reader=reader.name, reason=reason, w="held")
+            if reader.away is not None:
+                self._miss(reader, reader.away)
             elif reader.name in self._known_away or reader.name not in self._gates:
                 self._welcome(reader)
-            if reader.rewound is not None and reader.name not in self._known_rewound:
+            if reader not in self._waited_for:
+                reader.rewound = None  # nobody reads there
+            elif reader.rewound is not None and reader.name not in self._known_rewound:
                 self._known_rewound.add(reader.name)
                 self._observer.reader_rewound(reader.name, reader.rewound)
+
+    def _miss(self, reader: Reader, reason: str) -> None:
+        holds = reader in self._waited_for
+        self._observer.reader(reader.name, f"away: {reason}", holds=holds)
+        if reader.name not in self._known_away:
+            self._known_away.add(reader.name)
+            event(logging.WARNING, "reader-away", reader=reader.name, reason=reason, w="held" if holds else "going on")
 
     def _welcome(self, reader: Reader) -> None:
         if reader.name in self._known_away:
@@ -194,7 +201,7 @@ class Readers:
         if identity is None:
             return
         if identity.incarnation is None and reader.name not in self._gates:
-            fix = f"GRANT pg_monitor TO {identity.user}"
+            fix = f"GRANT pg_monitor TO {quoted(identity.user)}"
             event(logging.WARNING, "reader-unrecognised", reader=reader.name, why=_UNRECOGNISED, fix=fix)
         self._tell_gate(reader)
 

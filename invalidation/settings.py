@@ -58,6 +58,8 @@ class SourceSettings:
             raise ConfigError(f"source.publication {self.publication!r}: a name has 1 to 63 bytes, all printable")
         if self.gate not in GATES:
             raise ConfigError(f"source.gate {self.gate!r}: write one of {', '.join(GATES)}{_meant(self.gate, GATES)}")
+        if self.gate == "replay" and not self.readers:
+            raise ConfigError("source.gate: replay waits for source.readers; name there the nodes that fills read from")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

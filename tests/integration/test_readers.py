@@ -178,7 +178,7 @@ def test_a_role_that_may_not_see_restarts(panel: Any, postgres_pair: PostgresPai
     primary.query(f"create role {role} login")
     try:
         asked = panel(primary.dsn(database, user=role))
-        assert [record.fields["fix"] for record in caplog.records] == [f"GRANT pg_monitor TO {role}"]
+        assert [record.fields["fix"] for record in caplog.records] == [f'GRANT pg_monitor TO "{role}"']
         assert (asked.view().rewound, asked.readers.mark) == (None, None)
         primary.query(f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'")
         wait_until(lambda: asked.readers.answer() or asked.readers.doubtful, WITHIN, "the loss of a connection")
@@ -186,6 +186,12 @@ def test_a_role_that_may_not_see_restarts(panel: Any, postgres_pair: PostgresPai
         assert asked.observer.rewound
         asked.readers.trust()
         assert asked.view().rewound is None
+        unread = panel(primary.dsn(database, user=role), postgres_pair.standby.dsn(database), gate="replay")
+        primary.query(f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'")
+        told = unread.observer.told
+        wait_until(lambda: unread.view() and "away" in told.get(primary.address, " ")[0], WITHIN, "a loss")
+        wait_until(lambda: unread.view() and "away" not in told[primary.address][0], WITHIN, "its end")
+        assert (len(unread.view().answers), unread.view().rewound, told[primary.address][1]) == (1, None, False)
     finally:
         primary.query(f"drop role {role}")
 

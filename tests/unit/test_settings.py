@@ -85,6 +85,7 @@ def test_the_environment_alone() -> None:
         ("[cache]", "[cahce]", ("leasecache.toml", "[cahce]", "did you mean cache")),
         ('"127.0.0.1:9187"', '"9187"', ("status.listen", "host:port")),
         ('"127.0.0.1:9187"', '"h:99999"', ("status.listen", "host:port")),
+        ("[cache]", 'gate = "replay"\n[cache]', ("source.gate", "source.readers")),
         ("[cache]", 'gate = "snapshto"\n[cache]', ("source.gate", "did you mean snapshot")),
         ("[cache]", 'readers = "host=b"\n[cache]', ("source.readers", "list of strings", "a string")),
         ("[cache]", 'readers = [""]\n[cache]', ("source.readers", "list of strings")),
