@@ -35,6 +35,19 @@ class Answer(NamedTuple):
         distance = (xid - self.next_xid + _HALF) % _EPOCH - _HALF
         return distance < 0 and self.next_xid + distance not in self.in_progress
 
+    def hides(self, xids: tuple[int, ...], end_lsn: int) -> tuple[int, ...]:
+        """Return which of the transactions of one place in the log are not visible; `shows` for many at once."""
+        if self.in_recovery:
+            return () if self.reaches(end_lsn) else xids
+        oldest, newest = min(xids, default=0), max(xids, default=0)
+        began = newest - oldest < _HALF and self._began(oldest) and self._began(newest)  # and those between them
+        if began and {xid % _EPOCH for xid in self.in_progress}.isdisjoint(xids):
+            return ()
+        return tuple(xid for xid in xids if not self.shows(xid, end_lsn))
+
+    def _began(self, xid: int) -> bool:
+        return (xid - self.next_xid + _HALF) % _EPOCH < _HALF
+
     def reaches(self, position: int) -> bool:
         """Return whether everything that has been shown before `position` is shown; a primary forgets nothing of it."""
         return not self.in_recovery or (self.replayed is not None and self.replayed >= position)
@@ -49,6 +62,13 @@ class View(NamedTuple):
     def shows(self, xid: int, end_lsn: int) -> bool:
         """Return whether a transaction received before the question is visible on every reader."""
         return all(answer.shows(xid, end_lsn) for answer in self.answers)
+
+    def hides(self, xids: tuple[int, ...], end_lsn: int) -> tuple[int, ...]:
+        """Return which of the transactions of one place in the log are not visible on some reader."""
+        if len(self.answers) == 1:
+            return self.answers[0].hides(xids, end_lsn)
+        hidden = {xid for answer in self.answers for xid in answer.hides(xids, end_lsn)}
+        return tuple(xid for xid in xids if xid in hidden) if hidden else ()
 
     def reaches(self, position: int) -> bool:
         """Return whether every reader shows everything that has been shown before `position`."""

@@ -60,7 +60,7 @@ class Held:
             transaction = place.transaction
             if transaction is None:
                 continue
-            hidden = tuple(xid for xid in place.hidden if not view.shows(xid, transaction.end_lsn))
+            hidden = view.hides(place.hidden, transaction.end_lsn)
             if not hidden:
                 place.transaction = None
                 self.transactions -= 1

@@ -51,6 +51,24 @@ def test_wraparound_by_hand() -> None:
     assert not primary(EPOCH - 1).shows(3, 0)
 
 
+XIDS = st.integers(0, 20) | st.integers(EPOCH - 20, EPOCH - 1) | st.integers(2**31 - 9, 2**31 + 9)
+ANSWERS = st.builds(
+    Answer,
+    st.booleans(),
+    st.builds(lambda xid, epoch: xid + epoch * EPOCH, XIDS, st.integers(0, 2)),
+    st.frozensets(st.builds(lambda xid, epoch: xid + epoch * EPOCH, XIDS, st.integers(0, 2)), max_size=4),
+    st.none() | st.integers(0, 3),
+)
+
+
+@given(st.lists(ANSWERS, min_size=1, max_size=3), st.lists(XIDS, max_size=5))
+def test_many_are_judged_as_each(answers: list[Answer], xids: list[int]) -> None:
+    """Guard: the exact way behind the fast one. Many transactions at once are shown as each of them is, wherever xids
+    wrap around."""
+    view = View(tuple(answers))
+    assert view.hides(tuple(xids), 2) == tuple(xid for xid in xids if not view.shows(xid, 2))
+
+
 def test_a_standby_shows_what_it_has_replayed() -> None:
     """On a standby the position counts, whatever the xid; one that has replayed nothing yet shows nothing."""
     assert standby(100).shows(12345, 100)
