@@ -16,6 +16,7 @@ from leasecache.stores import redis_wire as wire
 from leasecache.stores.redis_wire import Command
 
 UNGUARDABLE = "a cluster has no guard: a slot moves between servers with its keys but without the record for them"
+LONGEST = 200  # characters of a run; Redis has 80
 QUESTION = (b"INFO", b"server", b"replication")
 
 
@@ -69,6 +70,6 @@ def read_run(reply: Any) -> str:
     if told.get("role") != "master":
         raise NodeError("it is a replica, which may miss an invalidation")
     run, history = (str(told.get(name, "")) for name in ("run_id", "master_replid"))
-    if not (run.isalnum() and history.isalnum() and (run + history).isascii()):
+    if not (run.isalnum() and history.isalnum() and (run + history).isascii() and len(run + history) <= LONGEST):
         raise ProtocolError("unexpected reply to INFO: no run_id or master_replid")
     return f"{run}:{history}"

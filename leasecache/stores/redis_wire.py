@@ -284,7 +284,7 @@ def read_primary(reply: Any) -> tuple[str, int] | None:
 def read_figures(reply: Any) -> dict[str, Any]:
     """Read the reply to INFO: numbers as numbers, everything else as text."""
     lines = [line.partition(":") for line in needed_bytes(reply).decode(errors="replace").splitlines()]
-    return {name: int(text) if text.isdecimal() else text for name, colon, text in lines if colon}
+    return {name: int(text) if text.isdecimal() and len(text) < 20 else text for name, colon, text in lines if colon}
 
 
 def _call(script: Script, key: bytes, read: Callable[[Any], Any], *arguments: bytes) -> Command:

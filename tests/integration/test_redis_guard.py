@@ -1,5 +1,6 @@
 """Guarded asks on Redis: what a record vouches for is served, and nothing else."""
 
+import asyncio
 import contextlib
 import itertools
 import random
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from leasecache.config import open_store
-from leasecache.errors import GuardError
+from leasecache import Cache, row
+from leasecache.config import open_async_store, open_store
+from leasecache.errors import GuardError, NodeError
 from leasecache.guard import Record, wire_key
 from leasecache.lab import RedisServer, wait_until
 from leasecache.lease import Ask, Fill, Hit, Lease, Refused, Stale, Stored, Wait
@@ -19,7 +21,7 @@ from leasecache.stores.redis_leases import Exchange
 from leasecache.stores.redis_wire import Command
 from leasecache.stores.trust import ATTEMPTS
 from tests.fix_guard import Voucher
-from tests.fix_redis import FLAGS, KEY, Open, holds
+from tests.fix_redis import FLAGS, KEY, Open, bulk, holds, pretending, url_of
 
 MARK, OTHER = b"0123456789ab", b"ba9876543210"
 REMEMBERED = 1000  # keys of one exchange
@@ -411,3 +413,60 @@ def test_bumps_under_concurrent_readers(shared_redis: RedisServer, voucher: Vouc
         for thread in threads:
             thread.join()
     assert wrong == []
+
+
+ANSWERS = {
+    "no run": bulk(b"role:master\r\nrun_id:\r\nmaster_replid:0\r\n"),
+    "a run of other characters": bulk("role:master\r\nrun_id:ä b\r\nmaster_replid:0\r\n".encode()),
+    "no text": b":7\r\n",
+    "nothing": b"$-1\r\n",
+    "another command's reply": b"*1\r\n$3\r\nWON\r\n",
+    "a number without end": bulk(b"role:master\r\nrun_id:" + b"9" * 6000 + b"\r\nmaster_replid:0\r\n"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+def test_garbage_for_a_run_gives_the_loaders_value(open_redis: Open, answer: bytes) -> None:
+    """What is no run of a server is nobody's: a NodeError for the store, and for the caller what its loader returns."""
+    with pretending(lambda connection, command: connection.sendall(answer)) as server:
+        with pytest.raises(NodeError):
+            open_redis(url_of(server, "guard=daemon")).lease_get(KEY, 10, 0, MARK)
+        with Cache.from_url(url_of(server, "guard=daemon")) as cache:
+
+            @cache.cached("item:{item_id}", ttl=60, depends_on=row("items", item_id="id"))
+            def get_item(item_id: int) -> int:
+                return item_id
+
+            assert get_item(1) == 1
+            assert get_item.get_many([1, 2]) == {1: 1, 2: 2}
+            assert get_item.peek(1) is None
+
+
+def test_cancelled_caller_gives_back_what_it_wins_under_a_generation(
+    voucher: Voucher, shared_redis: RedisServer, namespace: str
+) -> None:
+    """A lease that arrives when its caller is gone is free again at once; guard: it is released under its own key."""
+    voucher.vouch(marks=[MARK])
+
+    async def run() -> None:
+        store = open_async_store(f"{shared_redis.url}?namespace={namespace}&guard=daemon")
+        first = await store.lease_get(b"to connect", 60, 0, MARK)
+        assert isinstance(first, Lease)
+        cancelled = 0
+        for _ in range(20):
+            call = asyncio.ensure_future(store.lease_get(KEY, 3600, 0, MARK))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            call.cancel()
+            try:
+                answer = await call
+            except asyncio.CancelledError:
+                cancelled += 1
+            else:
+                assert isinstance(answer, Lease)
+                await store.release(answer)
+        await store.aclose()
+        assert cancelled
+
+    asyncio.run(run())
+    assert not holds(shared_redis, f"{{{voucher.generation:016x}:{KEY.decode()}}}:l")
