@@ -11,9 +11,9 @@ import sys
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Clear, PyDict_GetItem, PyDict_Next, PyDict_SetDefault, PyDict_SetItem, PyDict_Size
 from cpython.list cimport PyList_GET_ITEM
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc
 from cpython.ref cimport PyObject
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from leasecache._keys cimport Column, Renderer, Text, begin, drop
 
@@ -347,24 +347,54 @@ cdef class Frames:
 
     def collect(self, pgconn, Py_ssize_t limit):
         """Take what a connection has, up to `limit` frames in all; `status` is then libpq's last answer if below 1."""
-        cdef size_t get_address, free_address
-        cdef void *connection = <void *><size_t>pgconn.pgconn_ptr
-        cdef get_copy_data get
+        cdef tuple addresses = _addresses(type(pgconn))
+        if addresses is None:
+            self._free = PyMem_RawFree
+            self._copy(pgconn, limit)
+        else:
+            self._free = <free_memory><size_t>addresses[1]
+            self._collect(<void *><size_t>pgconn.pgconn_ptr, <get_copy_data><size_t>addresses[0], limit)
+
+    cdef int _collect(self, void *connection, get_copy_data get, Py_ssize_t limit) except -1:
         cdef char *data
         cdef int size
-        get_address, free_address = _addresses(type(pgconn))
-        get, self._free = <get_copy_data>get_address, <free_memory>free_address
         while self._count < limit:
             data = NULL
             size = get(connection, &data, 1)
             if size <= 0:
                 self.status = size
-                return
-            if self._count == self._room:
+                return 0
+            self._keep(data, size)
+        return 0
+
+    cdef int _copy(self, object pgconn, Py_ssize_t limit) except -1:
+        """Do the same through psycopg."""
+        cdef bytes frame
+        cdef char *data
+        while self._count < limit:
+            size, view = pgconn.get_copy_data(1)
+            if size <= 0:
+                self.status = size
+                return 0
+            frame = bytes(view)
+            data = <char *>PyMem_RawMalloc(max(PyBytes_GET_SIZE(frame), 1))
+            if data == NULL:
+                raise MemoryError()
+            memcpy(data, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+            self._keep(data, <int>PyBytes_GET_SIZE(frame))
+        return 0
+
+    cdef int _keep(self, char *data, int size) except -1:
+        if self._count == self._room:
+            try:
                 self._grow()
-            self._data[self._count] = data
-            self._sizes[self._count] = size
-            self._count += 1
+            except BaseException:
+                self._free(data)
+                raise
+        self._data[self._count] = data
+        self._sizes[self._count] = size
+        self._count += 1
+        return 0
 
     cdef int _grow(self) except -1:
         cdef void *grown = PyMem_Realloc(self._data, 2 * self._room * sizeof(char *))
@@ -383,12 +413,18 @@ cdef dict _found = {}
 
 
 cdef tuple _addresses(object kind):
-    """Return where the libpq that psycopg uses has PQgetCopyData and PQfreemem: nobody may mix two libpqs."""
+    """Return where the libpq that psycopg uses has PQgetCopyData and PQfreemem: nobody may mix two libpqs.
+
+    None when that cannot be known, as of one that is linked into psycopg.
+    """
     if kind not in _found:
-        module = sys.modules[kind.__module__]
-        library = module.impl.pq if hasattr(module, "impl") else ctypes.CDLL(module.__file__)  # and what it is linked to
-        functions = (library.PQgetCopyData, library.PQfreemem)
-        _found[kind] = tuple([ctypes.cast(function, ctypes.c_void_p).value for function in functions])
+        try:
+            module = sys.modules[kind.__module__]
+            library = module.impl.pq if hasattr(module, "impl") else ctypes.CDLL(module.__file__)  # what it is linked to
+            functions = (library.PQgetCopyData, library.PQfreemem)
+            _found[kind] = tuple([ctypes.cast(function, ctypes.c_void_p).value for function in functions])
+        except (AttributeError, KeyError, OSError):
+            _found[kind] = None
     return _found[kind]
 
 

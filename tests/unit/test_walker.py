@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -136,7 +137,9 @@ def frames_of(transactions: list[list[bytes]]) -> list[bytes]:
     return [*frames, keepalive(5000)]
 
 
-def fed(walker: ModuleType, frames: list[bytes], cuts: list[int], most_keys: int) -> tuple[list[Event], str, object]:
+def fed(
+    walker: ModuleType, frames: Sequence[bytes], cuts: list[int], most_keys: int
+) -> tuple[list[Event], str, object]:
     """Return what a stream makes of the frames in batches: its events, its error, and where it stands."""
     routes = Router(RuleSet(namespace="shop", rules=RULES))
     routes.walker = walker.Walker()
@@ -145,7 +148,7 @@ def fed(walker: ModuleType, frames: list[bytes], cuts: list[int], most_keys: int
     error = ""
     try:
         for start, end in zip([0, *cuts], [*cuts, len(frames)], strict=True):
-            events += stream.feed(frames[start:end])
+            events += stream.feed(frames[start:end] if cuts else frames)
     except SourceError as raised:
         error = str(raised)
     return events, error, (stream.received, stream.touched) if not error else None
@@ -268,3 +271,34 @@ def test_naming(keys: dict[bytes, float], prefix: bytes | None, plain: bool) -> 
             names = ([] if prefix is None else [prefix + key]) + ([key] if plain else [])
             expected.setdefault(stale_for, []).extend(names)
         assert groups == expected
+
+
+class Connection:
+    """What psycopg's connection would be, of a libpq that nobody finds."""
+
+    def __init__(self, *answers: tuple[int, bytes]) -> None:
+        self.answers = list(answers)
+        self.pgconn_ptr = 1
+
+    def get_copy_data(self, nonblocking: int) -> tuple[int, memoryview]:
+        """Give the next answer."""
+        size, frame = self.answers.pop(0)
+        return size, memoryview(frame)
+
+
+@pytest.mark.parametrize("status", [0, -1, -2])
+def test_frames_without_a_libpq_of_our_own(status: int) -> None:
+    """Where psycopg's libpq is not found its frames are taken through psycopg, up to the limit, and walk as well."""
+    sent = [data(payload) for payload in (*TABLES, begin(1), *[change(1, b"I", (), (b"=1",) * 7)] * 600, commit(1))]
+    for twin in filter(None, (_pure_pgoutput, COMPILED)):
+        connection = Connection(*((len(frame), frame) for frame in sent), (status, b""))
+        frames = twin.Frames()
+        frames.collect(connection, 5)
+        assert (len(frames), frames.status) == (5, 0)
+        frames.collect(connection, 10_000)
+        assert (len(frames), frames.status) == (len(sent), status)
+        assert [frames[at] for at in range(len(frames))] == sent
+        with pytest.raises(IndexError):
+            frames[len(sent)]
+        events, error, _ = fed(twin, frames, [], 100)
+        assert (len(events), error) == (1, "")
