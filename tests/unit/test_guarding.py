@@ -319,6 +319,22 @@ def test_another_process_with_the_journal(
     assert (journaling.generation() == generation) is kept
 
 
+def test_a_generation_that_was_owed(journaling: Desk) -> None:
+    """A process that ends before a new generation is written leaves it to the next one.
+
+    Guard: what readers show is noted as unknown while a generation is owed for it.
+    """
+    journaling.step()
+    before = journaling.generation()
+    journaling.dispatcher.advance(10)
+    journaling.step()
+    journaling.dispatcher.bump("a reader went back in time")
+    assert journaling.dispatcher.confirm() == 10
+    journaling.again(10)
+    journaling.step()
+    assert journaling.generation() != before
+
+
 def test_w_passes_an_absent_node(journaling: Desk) -> None:
     """Guards: journal before W, the wait until no record can be alive, on return the keys before the record."""
     desk = journaling
