@@ -324,13 +324,12 @@ def test_a_generation_that_was_owed(journaling: Desk) -> None:
 
     Guard: what readers show is noted as unknown while a generation is owed for it.
     """
-    journaling.step()
     before = journaling.generation()
-    journaling.dispatcher.advance(10)
+    journaling.dispatcher.advance(20)
     journaling.step()
     journaling.dispatcher.bump("a reader went back in time")
-    assert journaling.dispatcher.confirm() == 10
-    journaling.again(10)
+    assert journaling.dispatcher.confirm() == 20
+    journaling.again(20)
     journaling.step()
     assert journaling.generation() != before
 
