@@ -5,9 +5,11 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from leasecache.config import parse_url
+from leasecache.config import CacheUrl, parse_url
+from leasecache.errors import ConfigError
 from leasecache.invalidation.configuration import read_configuration
 from leasecache.invalidation.daemon import Daemon, Work
 from leasecache.invalidation.dispatch import Terms
@@ -19,6 +21,8 @@ from leasecache.invalidation.server import StatusServer
 from leasecache.invalidation.settings import Settings
 from leasecache.invalidation.source import redact
 from leasecache.invalidation.status import Monitor
+
+PATIENCE = 0.0005  # s that the loop waits for a thread that draws a page, or looks at catalogues; Python's own is ten times it
 
 
 def run_daemon(path: Path | None) -> None:
@@ -43,6 +47,7 @@ def run_daemon(path: Path | None) -> None:
     try:
         refuse_unfit(lint(rules, inspect(settings.source, rules)))
         gc.freeze()  # what is there by now stays, and looking it over takes longer than a transaction
+        sys.setswitchinterval(PATIENCE)
         daemon.run()
     finally:
         if server is not None:
@@ -56,7 +61,7 @@ def _terms(settings: Settings) -> Terms:
 
     Without `journal.directory` the journal is where systemd keeps the state of a service, if it runs us.
     """
-    guards = {parse_url(url).guard for url in (settings.cache.url, *settings.cache.more)}
+    guards = _guards([parse_url(url) for url in (settings.cache.url, *settings.cache.more)])
     directory = settings.journal.directory or os.environ.get("STATE_DIRECTORY")
     return Terms(
         naming=Naming(guarded=guards != {"none"}, unguarded=guards != {"daemon"}),
@@ -65,6 +70,18 @@ def _terms(settings: Settings) -> Terms:
         journal_limit=settings.journal.limit,
         others=tuple(sorted({*settings.guard.slots} - {settings.source.slot})),
     )
+
+
+def _guards(urls: Sequence[CacheUrl]) -> set[str | None]:
+    """Return what the URLs say of guards; a Redis cluster has none. Raises ConfigError where others have one."""
+    clusters = [url.scheme for url in urls if url.scheme.endswith("+cluster")]
+    guards = {"none" if url.scheme in clusters else url.guard for url in urls}
+    if clusters and guards != {"none"}:
+        raise ConfigError(
+            f"[cache]: a {clusters[0]}:// cache has no guard, so it cannot stand beside caches that may have one; "
+            "give it a daemon and a slot of its own, or write guard=none in the other URLs"
+        )
+    return guards
 
 
 def _serve(settings: Settings, monitor: Monitor) -> StatusServer | None:

@@ -7,8 +7,9 @@ import trustme
 
 from leasecache import Cache, row
 from leasecache.guard import guard_key
-from leasecache.lab import RedisServer, free_port, wait_until
-from tests.fix_daemon import WITHIN, World
+from leasecache.lab import RedisCluster, RedisServer, free_port, wait_until
+from tests.fix_daemon import WITHIN, World, run_to_exit
+from tests.fix_redis import holds
 
 USER = ("app", "on", ">secret", "~*shop:*", "+@all", "-@dangerous", "+info")
 GUARD = guard_key("shop").decode()
@@ -72,7 +73,38 @@ def test_restart_from_disk_serves_nothing_that_changed_meanwhile(primary_world: 
         secured.kill()
         world.write("update media set title = 'second'")
         secured.start()
-        assert ":1\r\n" in secured.ask(f"EXISTS {GUARD}")
+        wait_until(lambda: holds(secured, GUARD), WITHIN, "the record, when all is loaded")
         assert get_media(1) == "second"
         wait_until(fresh, WITHIN, f"a hit again; {world.daemon.log()}")
         assert get_media(1) == "second"
+
+
+def test_cluster_is_invalidated_without_a_guard(primary_world: World, shared_redis_cluster: RedisCluster) -> None:
+    """A Redis cluster has no guard record: the daemon invalidates what unguarded clients use."""
+    world, url = primary_world, f"{shared_redis_cluster.url}?namespace=shop"
+    config = world.daemon.config
+    config.write_text(config.read_text().replace(world.url, url))
+    world.write("insert into media values (1, 'first')")
+    world.daemon.start().streaming()
+    with Cache.from_url(url, guard="none") as cache:
+
+        @cache.cached("media:{x}", ttl=600)
+        def get_media(x: int) -> str:
+            return str(world.primary.value("select title from media where id = %s", x, dbname=world.database))
+
+        assert get_media(1) == "first"
+        world.write("update media set title = 'second'")
+        wait_until(lambda: get_media(1) == "second", WITHIN, f"the invalidation; {world.daemon.log()}")
+        get_media.invalidate(1)
+    world.await_confirmed(world.written())
+
+
+def test_cluster_beside_guarded_caches_is_refused(primary_world: World) -> None:
+    """What would be missed on the cluster when a generation is given up is said before anything is connected."""
+    config = primary_world.daemon.config
+    config.write_text(
+        config.read_text().replace("[cache]\n", '[cache]\nmore = ["redis+cluster://127.0.0.1:7000?namespace=shop"]\n')
+    )
+    code, _, errors = run_to_exit(["-m", "leasecache.invalidation", "--config", str(config)])
+    assert code == 2
+    assert "has no guard, so it cannot stand beside" in errors
