@@ -60,6 +60,7 @@ class GuardedBatch:
         self.answers: list[Answer | NodeError] = [trust.unsettled()] * len(asks)
         self._trust = trust
         self._asks = asks
+        self._marks = {ask.mark for ask in asks}
         self._left = list(range(len(asks)))
         self._plain: list[int] = []  # unguarded ones of the last request, which come first
         self._asked: list[int] = []  # all of it, in its order
@@ -76,8 +77,11 @@ class GuardedBatch:
         self._requests += 1
         self._known = self._trust.known if known is None else known
         marks = frozenset() if self._known is None else self._known.marks
-        self._plain = [i for i in self._left if self._asks[i].mark is None]
-        self._asked = self._plain + [i for i in self._left if self._asks[i].mark in marks]
+        if self._marks <= marks:
+            self._asked = self._left
+        else:
+            self._plain = [i for i in self._left if self._asks[i].mark is None]
+            self._asked = self._plain + [i for i in self._left if self._asks[i].mark in marks]
         return True
 
     def request(self, mark: Callable[[], bytes]) -> bytes:
@@ -86,9 +90,9 @@ class GuardedBatch:
         asks, at = [self._asks[i] for i in self._asked], len(self._plain)
         return b"".join(
             [
-                *[_lease_get(ask, b"", mark()) for ask in asks[:at]],
+                *[meta.lease_get(ask.key, ask.lease_for, ask.refresh_ahead, mark()) for ask in asks[:at]],
                 meta.read_record(self._trust.key),
-                *[_lease_get(ask, prefix, mark()) for ask in asks[at:]],
+                *[meta.lease_get(prefix + ask.key, ask.lease_for, ask.refresh_ahead, mark()) for ask in asks[at:]],
             ]
         )
 
@@ -120,15 +124,19 @@ class GuardedBatch:
 
     def take(self, found: Sequence[Any]) -> list[Lease]:
         """Sort what `read` has made of the replies; return the leases that nobody may use."""
+        verdicts = {mark: self._verdict(found[0], mark) for mark in self._marks}
+        whole = self._asked is self._left and len(self._left) == len(self._asks)
+        if whole and all(verdict is True for verdict in verdicts.values()):  # as a rule
+            self.answers, self._left = [*found[1:]], []
+            return []
         answers = dict(zip(self._asked, found[1:], strict=True))
-        verdicts = {mark: self._verdict(found[0], mark) for mark in {self._asks[i].mark for i in self._left}}
         waiting, self._left = self._left, []
         for i in waiting:
             verdict = verdicts[self._asks[i].mark]
-            if isinstance(verdict, GuardError):
-                self.answers[i] = verdict
-            elif verdict and i in answers:
+            if verdict is True and i in answers:
                 self.answers[i] = answers[i]
+            elif isinstance(verdict, GuardError):
+                self.answers[i] = verdict
             else:
                 self._left.append(i)
         return [a for i, a in answers.items() if type(a) is Lease and a is not self.answers[i]]
@@ -149,10 +157,6 @@ def issued(answer: Answer, generation: int) -> Answer:
     if answer.token is None:
         return answer
     return answer._replace(token=answer.token._replace(generation=generation))
-
-
-def _lease_get(ask: Ask, prefix: bytes, mark: bytes) -> bytes:
-    return meta.lease_get(prefix + ask.key, ask.lease_for, ask.refresh_ahead, mark)
 
 
 def _whole_reply(data: bytes) -> Reply | None:
