@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from leasecache.errors import GuardError, NodeError
 from leasecache.guard import Record
 from leasecache.lease import Answer, Ask, Hit, Token
@@ -107,8 +109,10 @@ def invalidate_under(
     runs, raw = set(), None
     for chunk in [*leases.chunks(keys)] or [()]:
         commands = [*leases.voiding(chunk, stale_for), redis_record.question(), wire.get_many([guard])]
-        *_, run, [value] = leases.done((yield Exchange(commands)))
-        runs.add(run)
+        *done, told, record_read = yield Exchange(commands)
+        leases.done(done)
+        runs.add(_run_of(told))
+        [value] = leases.done([record_read])[0]
         raw = redis_record.of(value)
     if meant is not None and runs != {meant}:
         raise GuardError("another server is in the place of the one that the guard record was written to")
@@ -118,8 +122,8 @@ def invalidate_under(
 
 def run() -> Conversation[str]:
     """Return which run of the server this is."""
-    [found] = leases.done((yield Exchange([redis_record.question()])))
-    return str(found)
+    [told] = yield Exchange([redis_record.question()])
+    return _run_of(told)
 
 
 def _settle(asks: Sequence[Ask], left: Sequence[int], found: list[Any], trust: Trust) -> Conversation[Known | None]:
@@ -179,6 +183,12 @@ def _record(trust: Trust, mark: bytes) -> Conversation[tuple[bytes | None, bytes
         if run or record is None or record.run == reply.run:
             return raw, mark, reply.run
         run = record.run
+
+
+def _run_of(told: Reply | None) -> str:
+    if told is not None and isinstance(told.value, ResponseError):
+        raise redis_record.refusal(told.value)
+    return str(leases.done([told])[0])
 
 
 def _vouched(reply: Reply | None, known: Known) -> list[bytes | None] | None:

@@ -36,7 +36,7 @@ class Running:
     def take(self, reply: Any, run: str) -> None:
         """Take note of the reply to QUESTION. Raises NodeError."""
         if isinstance(reply, ResponseError):
-            raise GuardError(f"it refuses INFO: {wire.complaint(reply)}; a guard needs it: allow it (+info)")
+            raise refusal(reply)
         self.now = read_run(reply)
         self._about = run
 
@@ -45,6 +45,11 @@ class Running:
         if run in ("", self.now):
             return None
         return GuardError("its guard record is of another run of the server, from before a restart or failover")
+
+
+def refusal(error: ResponseError) -> GuardError:
+    """Return the error of a server that does not answer QUESTION."""
+    return GuardError(f"it refuses INFO: {wire.complaint(error)}; a guard needs it: allow it (+info)")
 
 
 def of(value: bytes | None) -> bytes | None:
