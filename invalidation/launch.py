@@ -22,8 +22,6 @@ from leasecache.invalidation.settings import Settings
 from leasecache.invalidation.source import redact
 from leasecache.invalidation.status import Monitor
 
-PATIENCE = 0.0005  # s that the loop waits for a thread that draws a page, or looks at catalogues; Python's own is ten times it
-
 PATIENCE = 0.0005  # s that the loop waits for a thread that draws a page; Python's own default is ten times that
 
 
@@ -49,7 +47,6 @@ def run_daemon(path: Path | None) -> None:
     try:
         refuse_unfit(lint(rules, inspect(settings.source, rules)))
         gc.freeze()  # what is there by now stays, and looking it over takes longer than a transaction
-        sys.setswitchinterval(PATIENCE)
         sys.setswitchinterval(PATIENCE)
         daemon.run()
     finally:

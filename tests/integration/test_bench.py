@@ -31,9 +31,8 @@ def test_quick_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(written.read_text())
     assert found["run"]["packages"]["pymemcache"]
-    assert [section["row"] for section in found["sections"]] == rows.replace("P6r", "P6r,P6r,P6r,P6r").replace(
-        "P8", "P8,P8"
-    ).split(",")
+    sections = rows.replace("P6r", "P6r,P6r,P6r,P6r").replace("P8", "P8,P8").split(",")
+    assert [section["row"] for section in found["sections"]] == sections
     for section in found["sections"]:
         for line in section["lines"]:
             check(section, line)
