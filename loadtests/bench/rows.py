@@ -106,7 +106,7 @@ P1GI = Row(
             name=INSTRUCTIONS,
             unit="",
             floor="raw socket",
-            goals=(Goal(at_most=1.25, of=("leasecache, unguarded",)),),
+            goals=(Goal(at_most=0.35, of=("raw socket",)),),
         ),
     ),
     measure=counted,
