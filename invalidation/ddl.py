@@ -45,14 +45,15 @@ def plan(catalog: Catalog, rules: RuleSet) -> list[Step]:
     steps += [Step("primary", sql, why, optional=True) for sql in triggers_ddl(catalog.drift_triggers)]
     if catalog.slot is None:
         why = "the slot keeps changes until the daemon has acknowledged them"
-        steps.append(Step("source", slot_ddl(catalog), why))
+        sql = slot_ddl(catalog.slot_name, version=catalog.version, in_recovery=catalog.in_recovery)
+        steps.append(Step("source", sql, why))
     return steps
 
 
-def slot_ddl(catalog: Catalog) -> str:
-    """Return the statement that creates the slot; on a primary from 17 on, standbys get a copy to be promoted with."""
-    copied = ", failover => true" if catalog.version >= 170000 and not catalog.in_recovery else ""
-    return f"select pg_create_logical_replication_slot({literal(catalog.slot_name)}, 'pgoutput'{copied})"
+def slot_ddl(slot: str, *, version: int, in_recovery: bool) -> str:
+    """Return the statement that creates a slot; on a primary from 17 on, standbys get a copy to be promoted with."""
+    copied = ", failover => true" if version >= 170000 and not in_recovery else ""
+    return f"select pg_create_logical_replication_slot({literal(slot)}, 'pgoutput'{copied})"
 
 
 def needed_columns(catalog: Catalog, rules: RuleSet) -> dict[tuple[str, str], frozenset[str]]:

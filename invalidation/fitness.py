@@ -106,7 +106,8 @@ def _slot(catalog: Catalog) -> Iterator[Finding]:
     drop = f"select pg_drop_replication_slot({literal(name)})"
     if slot is None:
         consequence = f"there is no slot {name!r}, so changes are not kept for the daemon"
-        yield Finding(code="slot-missing", consequence=consequence, remedy=(slot_ddl(catalog),))
+        create = slot_ddl(name, version=catalog.version, in_recovery=catalog.in_recovery)
+        yield Finding(code="slot-missing", consequence=consequence, remedy=(create,))
     elif slot.kind != "logical" or slot.plugin != "pgoutput":
         what = slot.plugin or slot.kind
         yield Finding(code="slot-plugin", consequence=f"slot {name!r} is of {what}, not of pgoutput", remedy=(drop,))

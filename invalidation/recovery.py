@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
 from leasecache.errors import GapError, LeasecacheError
-from leasecache.invalidation.ddl import create_on_standby, find_primary
+from leasecache.invalidation.ddl import create_on_standby, find_primary, slot_ddl
 from leasecache.invalidation.lsn import format_lsn
 from leasecache.invalidation.source import Connection, address, ask, connect, execute
 
@@ -18,6 +18,7 @@ MOST, WITHIN = 3, 3600.0  # recoveries within s, before an operator has to look
 SETTLED = 0.2  # s: who was seen twice so far apart without waiting for standbys had not committed the first time
 
 _STATE = "select pg_is_in_recovery(), pg_last_wal_replay_lsn() >= %s::pg_lsn"
+_SERVER = "select current_setting('server_version_num')::int, pg_is_in_recovery()"
 _SLOT = "select wal_status from pg_replication_slots where slot_name = %s"
 _RUNNING = "select x::text::bigint & 4294967295 from pg_snapshot_xip(pg_current_snapshot()) as x"
 _COMMITTING = """
@@ -51,7 +52,8 @@ def renew_slot(dsn: str, slot: str) -> None:
             return
         if states:
             ask(source, "select pg_drop_replication_slot(%s)", slot)
-        sql = f"select pg_create_logical_replication_slot('{slot}', 'pgoutput')"
+        ((version, in_recovery),) = ask(source, _SERVER)
+        sql = slot_ddl(slot, version=version, in_recovery=in_recovery)
         with suppress(LeasecacheError):  # without the primary's help it takes until that writes the record by itself
             primary = find_primary(dsn, None)
             if primary is not None:

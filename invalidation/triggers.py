@@ -2,14 +2,19 @@
 
 A publication that loses a table goes on without an error and without its changes, so nothing in the stream would tell.
 `pg_logical_emit_message` puts the command's tag between the transactions where it belongs. It is sent whatever the
-command changed: for `ALTER PUBLICATION ... DROP TABLE` Postgres lists no objects that one could look at. A rewrite
-(`ALTER TABLE ... TYPE ... USING ...`) changes rows without sending them, and names its table.
+command changed: for `ALTER PUBLICATION ... DROP TABLE` Postgres lists no objects that one could look at. Temporary
+tables alone are left out, as applications make and drop them all the time. A rewrite (`ALTER TABLE ... TYPE ... USING
+...`) changes rows without sending them, and names its table.
 https://www.postgresql.org/docs/current/event-triggers.html
 """
 
 from leasecache.rules import RuleSet
 
-NAMES = {"ddl_command_end": "leasecache_ddl", "table_rewrite": "leasecache_rewrite"}  # event → trigger
+NAMES = {  # event → trigger
+    "ddl_command_end": "leasecache_ddl",
+    "sql_drop": "leasecache_drop",
+    "table_rewrite": "leasecache_rewrite",
+}
 FUNCTION = "public.leasecache_ddl()"
 REWRITE = "REWRITE "
 _LOSING = {"CREATE PUBLICATION", "ALTER PUBLICATION", "DROP PUBLICATION", "DROP OWNED"}
@@ -18,14 +23,25 @@ BODY = """
 declare
   rewritten oid;
 begin
-  if tg_event <> 'table_rewrite' then
-    perform pg_catalog.pg_logical_emit_message(true, 'leasecache.ddl', tg_tag);
+  if tg_event = 'table_rewrite' then
+    rewritten := pg_event_trigger_table_rewrite_oid();
+    perform pg_logical_emit_message(true, 'leasecache.ddl', 'REWRITE ' || n.nspname || '.' || c.relname)
+       from pg_class c join pg_namespace n on n.oid = c.relnamespace
+      where c.oid = coalesce(pg_partition_root(rewritten), rewritten);
     return;
   end if;
-  rewritten := pg_catalog.pg_event_trigger_table_rewrite_oid();
-  perform pg_catalog.pg_logical_emit_message(true, 'leasecache.ddl', 'REWRITE ' || n.nspname || '.' || c.relname)
-     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where c.oid = coalesce(pg_catalog.pg_partition_root(rewritten), rewritten);
+  if tg_event = 'sql_drop' then
+    if tg_tag <> 'DROP TABLE' or not exists (select from pg_event_trigger_dropped_objects() where not is_temporary) then
+      return;
+    end if;
+  elsif tg_tag = 'DROP TABLE' then
+    return;
+  elsif tg_tag in ('CREATE TABLE', 'CREATE TABLE AS', 'CREATE INDEX') then
+    if not exists (select from pg_event_trigger_ddl_commands() where schema_name is distinct from 'pg_temp') then
+      return;
+    end if;
+  end if;
+  perform pg_logical_emit_message(true, 'leasecache.ddl', tg_tag);
 end """
 
 

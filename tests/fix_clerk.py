@@ -52,6 +52,6 @@ def clerk(postgres_pair: PostgresPair, database: str) -> Iterator[Clerk]:
     clerk.run(*triggers_ddl(frozenset()))
     clerk.run("create table media (id int primary key, owner int not null, title text, note text)")
     clerk.run("create publication leasecache for all tables with (publish_via_partition_root = true)")
-    clerk.run(slot_ddl(clerk.catalog()))
+    clerk.run(slot_ddl(SLOT, version=clerk.catalog().version, in_recovery=False))
     yield clerk
     clerk.run(f"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{SLOT}'")
