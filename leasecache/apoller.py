@@ -8,6 +8,7 @@ from leasecache.errors import NodeError
 from leasecache.lease import Lease
 from leasecache.schedule import Schedule
 from leasecache.stores.base import AsyncStore
+from leasecache.stores.within import within
 from leasecache.task import Look
 
 
@@ -49,7 +50,7 @@ class AsyncPoller:
             left = self._schedule.earliest() - time.monotonic()
             if left > 0:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), left)
+                    await within(left, self._changed.wait())
                 continue
             await self._send()
 

@@ -18,6 +18,7 @@ from leasecache.stores.redis_link import FAILURES, RECEIVED, Access, Address, fa
 from leasecache.stores.redis_record import QUESTION, Running
 from leasecache.stores.redis_reply import INCOMPLETE, LOGIN, Replies
 from leasecache.stores.redis_wire import Command, Unfit, complaint, get_two, optional_bytes, pack, pair
+from leasecache.stores.within import within
 
 _left_behind: list[Any] = []  # a parent's connections: collecting one would take it from the parent's event loop
 
@@ -96,7 +97,7 @@ class AsyncLink:
     async def open(self) -> None:
         """Connect and authenticate. Raises NodeError, and Unfit when we are not let in."""
         try:
-            await asyncio.wait_for(self._connection.connect(), self._connect_timeout)
+            await within(self._connect_timeout, self._connection.connect())
         except exceptions.ResponseError as error:
             raise Unfit(f"it refuses us: {complaint(error)}") from error
         except asyncio.TimeoutError as error:

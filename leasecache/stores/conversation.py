@@ -2,13 +2,14 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from leasecache.errors import LeasecacheError, NodeError, NodeTimeout, ProtocolError
 from leasecache.stores import greeting
 from leasecache.stores.dial import Tls, node_address
 from leasecache.stores.greeting import Credentials, Terms
+from leasecache.stores.within import within
 
 T = TypeVar("T")
 
@@ -136,17 +137,3 @@ class Caller:
             )
         else:
             await loop.create_connection(lambda: conversation, *self._address, ssl=self._context)
-
-
-async def within(seconds: float, work: Awaitable[T]) -> T:
-    """Do what `asyncio.wait_for` does. Before Python 3.12 that loses a cancellation which comes with the result."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait([task], timeout=seconds)
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-    if task.cancelled():
-        raise asyncio.TimeoutError
-    return task.result()

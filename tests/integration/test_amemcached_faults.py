@@ -18,8 +18,9 @@ from leasecache.lab import MemcachedServer, TcpProxy
 from leasecache.lab.memcached import Certificate
 from leasecache.lease import Hit, Lease, Refused, Stored
 from leasecache.stores.amemcached import AsyncMemcachedNode
-from leasecache.stores.conversation import Conversation, within
+from leasecache.stores.conversation import Conversation
 from leasecache.stores.dial import Tls
+from leasecache.stores.within import within
 from tests.integration.test_garbage import GARBAGE
 
 FLAGS = 0x10000001
