@@ -1,4 +1,4 @@
-"""Applications: writers of transactions, and readers that believe cache nodes as the guard record allows, and no more."""
+"""Applications: writers of transactions, and readers that believe cache nodes as far as the guard record allows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -165,7 +165,11 @@ class Application:
 
     def _judged(self, key: bytes, raw: bytes | None) -> Record | None:
         record = None if raw is None else Record.from_bytes(raw)
-        if record is None or self._ring_name not in record.rings or self._rules[key.decode().split(":")[1]] not in record.rules:
+        if (
+            record is None
+            or self._ring_name not in record.rings
+            or self._rules[key.decode().split(":")[1]] not in record.rules
+        ):
             return None
         return record
 

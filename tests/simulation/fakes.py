@@ -87,7 +87,9 @@ class FakePoll:
         """Wait; what can be written can be written at once."""
         kernel = self._kernel
         kernel.sleep(1e-6)  # a system call takes time, and others come first
-        deadline = None if timeout is None or timeout < 0 else kernel.now + math.ceil(timeout) / 1000  # whole ms, as select.poll has it
+        deadline = (
+            None if timeout is None or timeout < 0 else kernel.now + math.ceil(timeout) / 1000
+        )  # whole ms, as select.poll has it
         while not (ready := self._ready()):
             left = None if deadline is None else deadline - kernel.now
             if left is not None and left <= 0:
@@ -253,4 +255,3 @@ class FakeExecutor:
         if cancel_futures:
             while self._jobs:
                 self._jobs.popleft()[0].cancel()
-

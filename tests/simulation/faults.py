@@ -44,7 +44,8 @@ class Faults:
         if world.loses_slots:
             everywhere.append(self.lose_slot)
         # a few kinds at a time: what is rare among all of them comes often in some simulations
-        self._kinds = self.random.sample(everywhere, k=self.random.randrange(1, len(everywhere)))
+        kinds = self.random.sample(everywhere, k=self.random.randrange(1, len(everywhere)))
+        self._kinds = [getattr(self, name) for name in world.plan.faults] or kinds
         self._pause = self.random.choice([0.3, 2.0, 10.0])
 
     def run(self) -> None:
@@ -70,10 +71,18 @@ class Faults:
             standby.lag, standby.paused = 0.01, False
         for database in (self._world.primary, *self._world.standbys):
             database.come_up()
+        for process in self._world.processes:
+            process.thaw()
         self._world.writer.pause = 0.0
 
     def _while(self) -> None:
-        self.kernel.sleep(self.random.choice(DURATIONS) * self.random.random())
+        self._wait(self.random.choice(DURATIONS) * self.random.random())
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, but no longer than until everything is to heal."""
+        until = self.kernel.now + seconds
+        while self.kernel.now < until and not self._oracle.over:
+            self.kernel.sleep(min(0.5, until - self.kernel.now))
 
     def kill_daemon(self) -> None:
         """End a daemon by SIGKILL."""
@@ -85,7 +94,10 @@ class Faults:
 
     def freeze_daemon(self) -> None:
         """Let a daemon stand still."""
-        self.random.choice(self._world.processes).freeze(self.random.choice(DURATIONS) * self.random.random())
+        process = self.random.choice(self._world.processes)
+        process.freeze()
+        self._while()
+        process.thaw()
 
     def restart_node(self) -> None:
         """Kill a cache node and start it again, empty."""
@@ -162,7 +174,7 @@ class Faults:
         self.kernel.sleep(0.1 * self.random.random())
         standby.paused = True
         standby.come_up()
-        self.kernel.sleep(0.3 * self.random.random())
+        self.kernel.sleep(self.random.random())
         standby.paused = False
 
     def delay_replay(self) -> None:

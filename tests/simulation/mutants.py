@@ -4,13 +4,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 from leasecache.invalidation import daemon, dispatch, follow, gate, keeper, mailbox, reader
-from leasecache.lease import Stored
 from tests.simulation import clients, nodes
 from tests.simulation.database import COMMIT_BYTES
+from tests.simulation.world import Plan, World
 
 Patch = tuple[Any, str, Any]
 
@@ -50,11 +50,11 @@ def _renew_before_the_slot() -> list[Patch]:
     def opened(self: Any) -> Any:
         if self._gap is not None:
             for box in self._dispatcher._mailboxes.values():
-                box.keeper.generation = box.keeper.write(new=True)
+                box.keeper.generation = box.keeper.write(math.inf, new=True).generation
         return open_session(self)
 
     def recovered(self: Any) -> None:
-        with mock.patch.object(dispatch.Dispatcher, "bump", lambda self, reason: None):
+        with mock.patch.object(dispatch.Dispatcher, "bump"):
             recover(self)
 
     def begun(self: Any, *args: Any, known: bool) -> None:
@@ -69,31 +69,6 @@ def _renew_before_the_slot() -> list[Patch]:
 
 def _renew_before_the_gate() -> list[Patch]:
     return [(daemon.Daemon, "_arrive", lambda self, *args, **named: True)]
-
-
-def _write_records_unconditionally() -> list[Patch]:
-    def lease_set(self: Any, lease: Any, flags: int, body: bytes, ttl: float) -> Any:
-        def put(engine: Any) -> Stored:
-            now = engine._now()
-            engine._put(lease.key, nodes.Item(flags, body, engine._next_cas(), now + ttl))
-            return Stored()
-
-        return self._one(put)
-
-    return [(nodes.DaemonNode, "lease_set", lease_set)]
-
-
-def _record_before_journal() -> list[Patch]:
-    submit = mailbox.Mailbox._submit
-
-    def hasty(self: Any, now: float, vouched_until: float) -> None:
-        due = self.keeper.generation is not None and self.keeper.is_due(now)
-        if self._journal is not None and len(self._journal) and due and now < vouched_until:
-            self._run(self._kept, self.keeper.write, vouched_until)
-        else:
-            submit(self, now, vouched_until)
-
-    return [(mailbox.Mailbox, "_submit", hasty)]
 
 
 def _pass_without_waiting() -> list[Patch]:
@@ -116,14 +91,6 @@ def _believe_any_record() -> list[Patch]:
         return None if raw is None else clients.Record.from_bytes(raw)
 
     return [(clients.Application, "_judged", judged)]
-
-
-def _vouch_without_the_slot() -> list[Patch]:
-    def step(self: Any, now: float) -> None:
-        for box in self._mailboxes.values():
-            box.step(now, self._observer, vouched_until=math.inf)
-
-    return [(dispatch.Dispatcher, "step", step)]
 
 
 def _fill_under_a_later_generation() -> list[Patch]:
@@ -154,29 +121,55 @@ def _fill_without_a_token() -> list[Patch]:
     return [(nodes.MemoryStore, "lease_set", careless)]
 
 
-MUTANTS: dict[str, Callable[[], list[Patch]]] = {
-    "ack-early": _acknowledge_early,
-    "no-gate": _let_everything_pass,
-    "gate-by-position": _compare_positions_on_a_primary,
-    "ack-commit-lsn": _acknowledge_the_commit_record,
-    "generation-before-slot": _renew_before_the_slot,
-    "generation-before-gate": _renew_before_the_gate,
-    "record-unconditional": _write_records_unconditionally,
-    "record-before-journal": _record_before_journal,
-    "no-wait-for-expiry": _pass_without_waiting,
-    "incarnation-ignored": _ignore_incarnations,
-    "record-not-read-again": _trust_the_generation_of_before,
-    "record-unjudged": _believe_any_record,
-    "vouched-without-slot": _vouch_without_the_slot,
-    "generation-unchecked": _fill_under_a_later_generation,
-    "fill-without-token": _fill_without_a_token,
+class Mutant(NamedTuple):
+    """What is taken out, and where it is found soonest."""
+
+    take_out: Callable[[], list[Patch]]
+    plan: Plan = Plan()
+    within: int = 10  # simulations
+
+
+_HELD = Plan(topology="primary", faults=("hold_commits",), seconds=8)
+_AWAY = Plan(topology="primary", faults=("cut_node_from_daemon",), seconds=30, journal=1.0, guard_ttl=20.0)
+
+MUTANTS: dict[str, Mutant] = {
+    "ack-early": Mutant(_acknowledge_early),
+    "no-gate": Mutant(_let_everything_pass, _HELD, 20),
+    "gate-by-position": Mutant(_compare_positions_on_a_primary, _HELD, 20),
+    "ack-commit-lsn": Mutant(_acknowledge_the_commit_record),
+    "generation-before-slot": Mutant(
+        _renew_before_the_slot, Plan(topology="primary", faults=("lose_slot",), seconds=8), 100
+    ),
+    "generation-before-gate": Mutant(
+        _renew_before_the_gate, Plan(topology="replay", faults=("lose_slot", "delay_replay"), seconds=8), 100
+    ),
+    "no-wait-for-expiry": Mutant(_pass_without_waiting, _AWAY),
+    "incarnation-ignored": Mutant(
+        _ignore_incarnations,
+        Plan(topology="standby", faults=("crash_standby",), seconds=8, loses_slots=False, journal=1.0),
+        150,
+    ),
+    "record-not-read-again": Mutant(_trust_the_generation_of_before, Plan(faults=("clear",), seconds=20)),
+    "record-unjudged": Mutant(_believe_any_record, within=40),
+    "generation-unchecked": Mutant(_fill_under_a_later_generation, within=20),
+    "fill-without-token": Mutant(_fill_without_a_token),
 }
+
+
+def search(name: str, first: int, most: int | None = None) -> int | None:
+    """Return the first seed from `first` on at which a simulation without the guard fails; None = within the bound."""
+    mutant = MUTANTS[name]
+    with mutated(name):
+        for seed in range(first, first + (most or mutant.within)):
+            if World(seed, mutant.plan).run().fault is not None:
+                return seed
+    return None
 
 
 @contextmanager
 def mutated(name: str | None) -> Iterator[None]:
     """Take a guard out for a while; None takes out nothing."""
     with ExitStack() as stack:
-        for owner, attribute, value in MUTANTS[name]() if name is not None else ():
-            stack.enter_context(mock.patch.object(owner, attribute, value))
+        for owner, attribute, value in MUTANTS[name].take_out() if name is not None else ():
+            stack.enter_context(mock.patch.object(owner, attribute, value, create=True))
         yield

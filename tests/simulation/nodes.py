@@ -65,7 +65,7 @@ class CacheNode:
     def exchange(self, who: str, commands: Sequence[Command], timeout: float = 0.4) -> list[Any]:
         """Carry out a pipeline, one command after the other with others between. Raises NodeError."""
         kernel = self.kernel
-        if not self.up or who in self.cut_off and kernel.random.random() < 0.7:
+        if not self.up or (who in self.cut_off and kernel.random.random() < 0.7):
             kernel.latency()
             raise NodeError(f"{self.name}: connection refused")
         request = Request(commands, self.runs)

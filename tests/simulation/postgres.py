@@ -162,7 +162,9 @@ class Conversation(Connection):
         self._heard = self.kernel.now
         self._ended = False
         self.sent = 0  # position up to which everything has been sent
-        self.told: Callable[[int, int, int], None] = lambda position, sent, confirmed: None  # of each status that arrives
+        self.told: Callable[[int, int, int], None] = lambda position, sent, confirmed: (
+            None
+        )  # of each status that arrives
 
     def query(self, sql: str) -> list[tuple[str | None, ...]]:
         """Return the rows of a question as text."""

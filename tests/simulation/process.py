@@ -25,6 +25,10 @@ class Recorder:
     def __init__(self, oracle: Oracle, name: str) -> None:
         self._oracle, self._name = oracle, name
 
+    def crashed(self, error: BaseException) -> None:
+        """Take what the daemon did not expect for a fault of the daemon."""
+        raise self._oracle.broken(f"{self._name} did not expect {type(error).__name__}: {error}") from error
+
     def __getattr__(self, told: str) -> Callable[..., None]:
         def note(*args: object, **named: object) -> None:
             self._oracle.counts[told] += 1
@@ -142,8 +146,6 @@ class Machine:
             self.connections.remove(connection)
 
 
-
-
 class Process:
     """One daemon and whoever starts it again."""
 
@@ -195,14 +197,15 @@ class Process:
             self._machine.oracle.note(self.name, "killed")
             self._bury(self._owner)
 
-    def freeze(self, seconds: float) -> None:
-        """Let it stand still for a while, as a virtual machine that is moved does."""
-        owner = self._owner
-        if owner is not None:
-            self._machine.oracle.note(self.name, f"frozen for {seconds:.1f} s")
-            self.kernel.freeze(owner)
-            self.kernel.sleep(seconds)
-            self.kernel.thaw(owner)
+    def freeze(self) -> None:
+        """Let it stand still, as a virtual machine that is moved does."""
+        if self.alive:
+            self._machine.oracle.note(self.name, "frozen")
+            self.kernel.freeze(self._owner)
+
+    def thaw(self) -> None:
+        """Let it go on; for its clock time has passed."""
+        self.kernel.thaw(self._owner)
 
     def terminate(self) -> None:
         """Ask it to end."""

@@ -8,17 +8,23 @@ from leasecache.invalidation.lsn import format_lsn, parse_lsn
 from tests.simulation.database import Node, Standby
 
 Rows = list[tuple[Any, ...]]
-Answer = Callable[[Node, str, int], Rows]  # the node, the first parameter or literal, the pid that serves the connection
+Answer = Callable[
+    [Node, str, int], Rows
+]  # the node, the first parameter or literal, the pid that serves the connection
+
+
+class UnknownQuestionError(BaseException):
+    """The daemon asks what the simulated database cannot answer; no daemon gets to see this error."""
 
 
 def answer(node: Node, sql: str, parameters: Any, backend: int) -> Rows:
-    """Return what a node answers. Raises LookupError for a question that it does not know."""
+    """Return what a node answers. Raises UnknownQuestionError: then `ANSWERS` needs one more."""
     words = " ".join(sql.split())
     literal = words.split("'")[1] if "'" in words else ""
     for mentioned, found in ANSWERS:
         if mentioned in words:
             return found(node, parameters[0] if parameters else literal, backend)
-    raise LookupError(f"the simulated node has no answer to {words!r}")
+    raise UnknownQuestionError(f"the simulated database has no answer to {words!r}")
 
 
 def _gate(node: Node, _: str, backend: int) -> Rows:
@@ -81,5 +87,6 @@ ANSWERS: list[tuple[str, Answer]] = [
     ("select pg_is_in_recovery(), pg_last_wal_replay_lsn() >= %s", _arrived),
     ("from pg_snapshot_xip(pg_current_snapshot())", lambda node, _, __: [(xid,) for xid in node.database.open]),
     ("wait_event = 'SyncRep'", lambda node, _, __: [(xid,) for xid in node.database.waiting]),
+    ("server_version_num')::int, pg_is_in_recovery()", lambda node, _, __: [(180000, node.in_recovery)]),
     ("select pg_is_in_recovery()", lambda node, _, __: [(node.in_recovery,)]),
 ]

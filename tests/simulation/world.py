@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from leasecache.errors import LeasecacheError
 from leasecache.guard import Record, function_mark, guard_key, ring_mark
@@ -23,9 +24,11 @@ from tests.simulation.oracle import Oracle, ViolationError
 from tests.simulation.process import Machine, Process, Recorder
 from tests.simulation.questions import answer
 
+T = TypeVar("T")
+
 NAMESPACE = "shop"
 SLOT = "leasecache"
-SHORT, LONG = 40.0, 150.0  # virtual s
+DURATIONS = (8.0, 8.0, 8.0, 8.0, 20.0, 60.0)  # virtual s until everything heals
 HEAL_WITHIN = 120.0  # virtual s until everything is acknowledged and every node vouched for again
 TOPOLOGIES = ("primary", "standby", "replay", "both")  # where is decoded, and where fills read
 MOST_KEYS = 2 * ROWS  # that a transaction may touch
@@ -43,6 +46,19 @@ RULES = RuleSet(
         for table, column in (("media", "id"), ("comments", "media_id"))
     ),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is not left to the dice."""
+
+    topology: str | None = None
+    faults: tuple[str, ...] = ()
+    seconds: float | None = None  # virtual, until everything heals
+    journal: float | None = None  # MiB
+    guard_ttl: float | None = None  # s
+    spares: int | None = None
+    loses_slots: bool | None = None
 
 
 @dataclass
@@ -64,12 +80,12 @@ class Report:
 class World:
     """One simulation."""
 
-    def __init__(self, seed: int, *, topology: str | None = None) -> None:
+    def __init__(self, seed: int, plan: Plan | None = None) -> None:
         self.kernel = kernel = Kernel(seed)
         dice = kernel.random
-        self.seed = seed
-        self.topology = topology or dice.choice(TOPOLOGIES)
-        self.loses_slots = dice.random() < 0.3
+        self.seed, self.plan = seed, plan or Plan()
+        self.topology = self.plan.topology or dice.choice(TOPOLOGIES)
+        self.loses_slots = _given(self.plan.loses_slots, dice.random() < 0.3)
         self.guard = guard_key(NAMESPACE)
         database = Database(kernel)
         self.oracle = Oracle(database)
@@ -82,11 +98,12 @@ class World:
             self.readers.append(self.primary)
         self.source.create_slot(SLOT)
         self.nodes = [CacheNode(kernel, f"node{number}:11211") for number in range(dice.choice([1, 2]))]
-        self.guard_ttl = dice.choice([4, 20])  # s
-        self.journal_limit = dice.choice([None, 0.0003, 1.0, 1.0])  # MiB; None = without a journal
+        self.guard_ttl = _given(self.plan.guard_ttl, dice.choice([4.0, 20.0]))  # s
+        limits = [None, 0.0003, 1.0, 1.0]  # MiB; None = without a journal
+        self.journal_limit = _given(self.plan.journal, dice.choice(limits))
         self.directory = Path(tempfile.mkdtemp(prefix="leasecache-simulation-", dir=_memory()))
         self.machine = Machine(kernel, self.oracle, self.find, answer)
-        spares = dice.choice([1, 1, 2])
+        daemons = 1 + _given(self.plan.spares, dice.choice([0, 0, 1]))
         # a spare on another machine has a journal of its own
         shared = dice.random() < 0.5
         self.processes = [
@@ -96,11 +113,11 @@ class World:
                 self._daemon,
                 self.directory / ("journal" if shared else f"journal{number}"),
             )
-            for number in range(spares)
+            for number in range(daemons)
         ]
         # now and then an application has a ring that the daemon does not serve
         self.applications = [self._application(self.nodes) for _ in range(2)]
-        self.applications.append(self._application(self.nodes[: dice.choice([1, 2, 2])]))
+        self.applications.append(self._application(self.nodes[: dice.choice([1, 2])]))
         self.writer = Writer(database, self.primary, self.oracle, wholes=dice.random() < 0.5)
         self._database = database
 
@@ -121,9 +138,7 @@ class World:
     def _daemon(self, monitor: Recorder, directory: Path) -> Daemon:
         dsns = [_dsn(node) for node in self.readers if node is not self.source]
         gate = "replay" if self.topology == "replay" else "auto"
-        source = SourceSettings(
-            dsn=_dsn(self.source), slot=SLOT, publication="p", gate=gate, readers=tuple(dsns)
-        )
+        source = SourceSettings(dsn=_dsn(self.source), slot=SLOT, publication="p", gate=gate, readers=tuple(dsns))
         terms = Terms(
             naming=Naming(guarded=True, unguarded=False),
             guard_ttl=self.guard_ttl,
@@ -163,11 +178,14 @@ class World:
         faults = Faults(self, oracle)
         for actor in (self.writer.run, faults.run, *(each.run for each in self.applications)):
             kernel.spawn(actor)
-        kernel.run(kernel.random.choice([SHORT, SHORT, LONG]))
+        kernel.run(_given(self.plan.seconds, kernel.random.choice(DURATIONS)))
         oracle.over = True
         oracle.note("HEAL")
-        kernel.run(35.0)  # every fault that lasts is over then
         faults.heal()
+        for _ in range(2):  # a slot may be new, and its recovery under way: that is over before W passes anything later
+            self._settle()
+            kernel.spawn(self.writer.write)
+            kernel.run(1.0)
         self._settle()
         self._compare()
 
@@ -189,7 +207,7 @@ class World:
     def _settled(self) -> bool:
         slot = self.source.slots.get(SLOT)
         followed = slot is not None and slot.confirmed >= self._last and slot.active is not None
-        return followed and all(self._record(node) is not None for node in self.nodes)
+        return followed and not self._database.open and all(self._record(node) is not None for node in self.nodes)
 
     def _record(self, node: CacheNode) -> Record | None:
         hit = node.engine.look(self.guard)
@@ -206,6 +224,10 @@ class World:
             truth = self._database.value(key, self.primary)
             if value is not None and int(value) != truth:
                 raise self.oracle.broken(f"{key.decode()} is {int(value):b}, the database says {truth:b}")
+
+
+def _given(planned: T | None, thrown: T) -> T:
+    return thrown if planned is None else planned
 
 
 def _dsn(node: Node) -> str:
