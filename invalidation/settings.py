@@ -106,7 +106,11 @@ class GuardSettings:
 class JournalSettings:
     """`[journal]`: where keys wait for a node that cannot be reached."""
 
-    directory: str | None = _key("an existing folder; without one an unreachable node holds the acknowledgement", None)
+    directory: str | None = _key(
+        "a folder on a disk that lasts, else that of systemd's StateDirectory=; "
+        "without one an unreachable node holds the acknowledgement",
+        None,
+    )
     limit: int = _key("MiB per node; beyond it the node gets a new generation when it is back", 256, least=1)
 
 

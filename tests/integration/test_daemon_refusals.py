@@ -77,11 +77,3 @@ def test_a_taken_port(primary_world: World) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         line = refusal(primary_world.daemon, LEASECACHE_STATUS_LISTEN=address)
     assert f"cannot listen on {address}" in line
-
-
-def test_a_slot_in_use(primary_world: World) -> None:
-    """A second daemon on a slot gives up after a short wait, and says what to do."""
-    primary_world.daemon.start().streaming()
-    line = refusal(primary_world.daemon, LEASECACHE_STATUS_LISTEN="127.0.0.1:0")
-    assert "slot 'leasecache_test' is in use" in line
-    assert "a slot of its own" in line
