@@ -1,11 +1,13 @@
 """Failover: the primary is lost, a standby takes over, and the daemon goes on where it decodes."""
 
+import signal
+
 import pytest
 
 from leasecache import Cache, row
 from leasecache.guard import Record, guard_key
 from leasecache.lab import wait_until
-from tests.fix_daemon import WITHIN, World
+from tests.fix_daemon import SLOT, WITHIN, World
 from tests.integration.test_daemon_gate import Fragile
 
 pytestmark = pytest.mark.parametrize("postgres_version", [18], indirect=True, ids=["pg18"])
@@ -63,3 +65,36 @@ def test_the_standby_of_the_daemon_becomes_the_primary(fragile_world: Fragile) -
             world.source.query("update media set title = %s where id = 1", title, dbname=world.database)
             wait_until(lambda title=title: get_media(1) == title, WITHIN, f"{title}; {world.daemon.log()}")  # type: ignore[misc]
         wait_until(lambda: get_media.lookup(1).state == "fresh", WITHIN, world.daemon.log())
+
+
+def test_a_slot_whose_log_is_gone(fragile_world: Fragile) -> None:
+    """A daemon that was stopped for so long that Postgres gave up its log makes up for what it has not seen."""
+    world = fragile_world("primary")
+    world.write("insert into media values (1, 'first')")
+    world.primary.configure(max_slot_wal_keep_size="1MB")
+    with Cache.from_url(world.url, guard="daemon") as cache:
+
+        @cache.cached("media:{x}", ttl=600, depends_on=row("media", x="id"))
+        def get_media(x: int) -> str:
+            return str(world.primary.value("select title from media where id = %s", x, dbname=world.database))
+
+        daemon = world.daemon.start().streaming()
+        wait_until(lambda: get_media.lookup(1).state == "fresh", WITHIN, daemon.log())
+        before = generation(world)
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            world.write("update media set title = 'unseen' where id = 1")
+
+            def lost() -> bool:
+                world.write("select pg_logical_emit_message(false, 'filler', repeat('x', 1000000)), pg_switch_wal()")
+                world.write("checkpoint")
+                state = "select wal_status from pg_replication_slots where slot_name = %s"
+                return bool(world.primary.value(state, SLOT, dbname=world.database) == "lost")
+
+            wait_until(lost, WITHIN, "the end of the slot's log")
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: get_media(1) == "unseen", WITHIN, f"the change that nobody has sent; {daemon.log()}")
+        wait_until(lambda: "event=gap-recovered" in daemon.log(), WITHIN, "recovery")
+        wait_until(lambda: get_media.lookup(1).state == "fresh", WITHIN, daemon.log())
+        assert (get_media(1), generation(world) != before) == ("unseen", True)
