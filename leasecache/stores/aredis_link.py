@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from redis import exceptions
+from redis._parsers import _AsyncRESP2Parser
 from redis.asyncio.connection import Connection as TcpConnection
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 
@@ -80,7 +81,10 @@ class AsyncLink:
 
     def __init__(self, address: Address, access: Access) -> None:
         """Connects by `open`."""
-        arguments = access.arguments() | {"socket_timeout": None}  # ours is for a whole exchange
+        arguments = access.arguments() | {
+            "parser_class": _AsyncRESP2Parser,
+            "socket_timeout": None,
+        }  # ours is for a whole exchange
         self._timeout = access.timeout
         self._connect_timeout = access.connect_timeout + access.timeout
         self._expired = False

@@ -2,12 +2,14 @@
 
 import math
 import select
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redis import exceptions
+from redis._parsers import _RESP2Parser
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from leasecache.errors import GuardError, NodeError, NodeTimeout, ProtocolError
@@ -42,6 +44,7 @@ class Access:
         """Return redis-py's keyword arguments of a connection; the older protocol has all that leases need."""
         given: dict[str, Any] = {"db": self.db, "username": self.username, "password": self.password, "protocol": 2}
         given |= {"socket_timeout": self.timeout, "socket_connect_timeout": self.connect_timeout}
+        given["parser_class"] = _RESP2Parser  # whatever is installed: hiredis takes memory for a list that is announced
         if self.tls is not None:
             files = {"ssl_ca_certs": self.tls.ca, "ssl_certfile": self.tls.cert, "ssl_keyfile": self.tls.key}
             given |= {"ssl_check_hostname": True, **files}  # True is not the default of every redis-py
@@ -106,6 +109,15 @@ class _Socket:
         received: int = self._sock.recv_into(buffer)
         self._count(received)
         return received
+
+    def look(self) -> bytes | None:
+        """Return a byte that is there already, b"" at the end, None when nothing is, TLS's own messages apart."""
+        self._sock.settimeout(0)
+        try:
+            data: bytes = self._sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        return data
 
     def settimeout(self, timeout: float | None) -> None:
         """Take 0 for a look at what is there already; redis-py sets its limit again after that."""
@@ -216,7 +228,9 @@ class Link:
         """Raise ConnectionError when the server has closed the connection, ProtocolError when it has sent more."""
         if self._replies.unread:
             raise ProtocolError("bytes after the last expected reply")
-        if self._unasked.poll(0) and self._connection.can_read(0):  # TLS has something to read that is no reply
+        if self._unasked.poll(0) and (waiting := self._connection._sock.look()) is not None:
+            if not waiting:
+                raise exceptions.ConnectionError("connection closed by the server")
             raise ProtocolError("bytes after the last expected reply")
 
     def _reply(self) -> Any:

@@ -5,7 +5,7 @@ Source: Redis serialization protocol specification, "RESP2". redis-py's parsers 
 
 from typing import Any
 
-from redis.connection import DefaultParser
+from redis._parsers import _RESP2Parser
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from leasecache.errors import ProtocolError
@@ -119,7 +119,7 @@ def _number(line: bytes, most: int, least: int = -1) -> int:
 
 
 def _error(line: bytes) -> Exception:
-    error: Exception = DefaultParser.parse_error(  # type: ignore[no-untyped-call]
+    error: Exception = _RESP2Parser.parse_error(  # type: ignore[no-untyped-call]
         line.decode(errors="replace")
     )
     if isinstance(error, RedisConnectionError):
