@@ -57,7 +57,7 @@ class SourceSettings:
         if not (self.publication.isprintable() and len(self.publication.encode()) <= 63):
             raise ConfigError(f"source.publication {self.publication!r}: a name has 1 to 63 bytes, all printable")
         if self.gate not in GATES:
-            raise ConfigError(f"source.gate {self.gate!r}: write one of {', '.join(GATES)}{_meant(self.gate, GATES)}")
+            raise ConfigError(f"source.gate {self.gate!r}: write one of {', '.join(GATES)}{_close(self.gate, GATES)}")
         if self.gate == "replay" and not self.readers:
             raise ConfigError("source.gate: replay waits for source.readers; name there the nodes that fills read from")
 
@@ -100,6 +100,9 @@ class GuardSettings:
     def __post_init__(self) -> None:
         if 0 < self.ttl < _LEAST_TTL:  # nodes count in whole seconds, and a quarter of it passes between renewals
             raise ConfigError(f"guard.ttl {self.ttl:g}: write 0, or {_LEAST_TTL} s or more")
+        for slot in self.slots:  # each is part of a key on the nodes
+            if not _SLOT_NAME.fullmatch(slot):
+                raise ConfigError(f"guard.slots {slot!r}: a slot name has 1 to 63 of a-z, 0-9 and _")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -286,9 +289,12 @@ def _parsed(text: str, field: Any) -> Any:
 
 def _checked(value: Any, field: Any, where: str) -> Any:
     if field.type == tuple[str, ...]:
-        if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
-            return tuple(value)
-        raise ConfigError(f"{where} must be a list of strings, not {_shown(value)}")
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} must be a list of strings, not {_shown(value)}")
+        for item in value:
+            if not (item and isinstance(item, str)):
+                raise ConfigError(f"{where} must be a list of strings, not with {_shown(item)} in it")
+        return tuple(value)
     if field.type in (int, float):
         return _number(value, field, where)
     if isinstance(value, str) and value:
@@ -314,5 +320,9 @@ def _shown(value: Any) -> str:
 
 
 def _meant(word: str, known: Any) -> str:
+    return _close(word, known) or f"; there are {', '.join(known)}"
+
+
+def _close(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+    return f"; did you mean {close[0]}?" if close else ""
