@@ -13,7 +13,7 @@ from leasecache.invalidation.triggers import loses, triggers_ddl
 from leasecache.lab import PostgresServer, wait_until
 from leasecache.rules import RuleSet
 from tests.fix_clerk import Clerk
-from tests.fix_daemon import SLOT, WITHIN, rule
+from tests.fix_daemon import SLOT, WITHIN, World, rule
 
 RULES = RuleSet(namespace=None, rules=(rule("media", "id"), rule("comments", "media_id"), rule("events", "owner")))
 PREPARE = (
@@ -283,3 +283,20 @@ def test_triggers_are_mended(clerk: Clerk) -> None:
     assert clerk.catalog().drift_triggers == frozenset()
     clerk.run(*triggers_ddl(frozenset()))
     assert triggers_ddl(clerk.catalog().drift_triggers) == []
+
+
+def test_what_is_mended_before_the_look(primary_world: World) -> None:
+    """A table that was out of the publication for a moment costs a generation, whatever command came after it.
+
+    Guard: heeding the last command alone, or the difference between looks, misses what was not sent meanwhile.
+    """
+    for statement in triggers_ddl(frozenset()):
+        primary_world.write(statement)
+    daemon = primary_world.daemon.start().streaming()
+    with primary_world.primary.connect(primary_world.database, autocommit=False) as connection:
+        connection.execute("alter publication leasecache drop table media")
+        connection.execute("insert into media values (1, 'unseen')")
+        connection.execute("alter publication leasecache add table media")
+        connection.execute("alter table media add column more int")
+    bumped = 'event=generation-bumped reason="ALTER PUBLICATION ran on the primary"'
+    wait_until(lambda: bumped in daemon.log(), WITHIN, f"a new generation; {daemon.log()}")
