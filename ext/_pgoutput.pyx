@@ -22,6 +22,7 @@ cdef enum:
     FIRST_ROOM = 256  # frames
     MOST_COLUMNS = 1664  # Postgres's MaxTupleAttributeNumber
     KEY_ROOM = 512
+    KEY_LIMIT = 220  # bytes of a function's logical key
     EVERY_UPDATE = -1
 
 
@@ -178,7 +179,10 @@ def merge(dict keys not None, dict more not None):
 
 
 def name(dict groups not None, dict keys not None, bytes prefix, bint plain):
-    """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both."""
+    """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both.
+
+    A key that would be too long for memcached with a prefix is no function's, and has none.
+    """
     cdef PyObject *key
     cdef PyObject *stale_for
     cdef PyObject *known = NULL
@@ -188,7 +192,7 @@ def name(dict groups not None, dict keys not None, bytes prefix, bint plain):
         if stale_for != known:
             known = stale_for
             group = groups.setdefault(<object>stale_for, [])
-        if prefix is not None:
+        if prefix is not None and PyBytes_GET_SIZE(<bytes>key) <= KEY_LIMIT:
             group.append(prefix + <bytes>key)
         if plain:
             group.append(<bytes>key)

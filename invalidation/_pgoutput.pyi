@@ -11,7 +11,10 @@ def merge(keys: dict[bytes, float], more: dict[bytes, float]) -> None:
     """Add `more` to `keys`, each with the s it may be served stale; of two times for one key the shorter holds."""
 
 def name(groups: dict[float, list[bytes]], keys: dict[bytes, float], prefix: bytes | None, plain: bool) -> None:
-    """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both."""
+    """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both.
+
+    A key that would be too long for memcached with a prefix is no function's, and has none.
+    """
 
 class Frames(Sequence[bytes]):
     """A sequence of CopyData frames as libpq hands them out."""

@@ -6,6 +6,8 @@ The long way, by `pgoutput` and `router`, takes every frame; it is the oracle of
 from collections.abc import Sequence
 from typing import Any
 
+from leasecache.guard import LONGEST
+
 
 def merge(keys: dict[bytes, float], more: dict[bytes, float]) -> None:
     """Add `more` to `keys`, each with the s it may be served stale; of two times for one key the shorter holds."""
@@ -19,10 +21,13 @@ def merge(keys: dict[bytes, float], more: dict[bytes, float]) -> None:
 
 
 def name(groups: dict[float, list[bytes]], keys: dict[bytes, float], prefix: bytes | None, plain: bool) -> None:
-    """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both."""
+    """Add what `keys` are called on a node to `groups`, by their s: with a prefix, as they are (`plain`), or both.
+
+    A key that would be too long for memcached with a prefix is no function's, and has none.
+    """
     for key, stale_for in keys.items():
         group = groups.setdefault(stale_for, [])
-        if prefix is not None:
+        if prefix is not None and len(key) <= LONGEST:
             group.append(prefix + key)
         if plain:
             group.append(key)

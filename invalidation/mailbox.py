@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from leasecache.errors import GuardError, NodeError
-from leasecache.guard import Record, wire_key
+from leasecache.guard import LONGEST, Record, wire_key
 from leasecache.invalidation.journal import Entries, JournalError, NodeJournal
 from leasecache.invalidation.keeper import Keeper, Written
 from leasecache.invalidation.walker import merge, name
@@ -321,7 +321,7 @@ class Mailbox:
         return self.node.invalidate_under(self.keeper.key, names, stale_for)
 
     def _names(self, key: bytes, generation: int | None) -> list[bytes]:
-        return [key] if generation is None else [wire_key(generation, key), key]
+        return [key] if generation is None or len(key) > LONGEST else [wire_key(generation, key), key]
 
     def _settle(self) -> None:
         if len(self._batch) or len(self._sending) or self._sending.renews or self._unnoted or self._owes:

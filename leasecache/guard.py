@@ -16,6 +16,7 @@ from leasecache.rules import Rule
 
 RECORD_FLAGS = 1  # client flags of the record on memcached; a stub, whose owner is about to write it, has 0
 NO_RUN = "-"  # of a server that forgets everything when it ends
+LONGEST = 220  # bytes of a function's logical key; longer ones are of the low level, and never guarded
 _VERSION = b"1"
 
 

@@ -11,12 +11,11 @@ from dataclasses import replace
 
 from leasecache._accel import RecordState, TrustState
 from leasecache.errors import ConfigError, GuardError
-from leasecache.guard import NO_RUN, Record, guard_key, wire_key
+from leasecache.guard import LONGEST, NO_RUN, Record, guard_key, wire_key
 from leasecache.lease import Answer, Hit, Lease
 
 log = logging.getLogger("leasecache")
 
-LONGEST = 220  # bytes of a function's logical key
 ATTEMPTS = 3  # requests that another generation may cut across, before a call does without the node
 
 

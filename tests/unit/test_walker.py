@@ -273,6 +273,14 @@ def test_naming(keys: dict[bytes, float], prefix: bytes | None, plain: bool) -> 
         assert groups == expected
 
 
+def test_a_key_that_is_too_long_for_a_generation_has_none() -> None:
+    """A key of 221 bytes is no function's: with a generation memcached would refuse it, and with it the whole batch."""
+    for twin in filter(None, (_pure_pgoutput, COMPILED)):
+        groups: dict[float, list[bytes]] = {}
+        twin.name(groups, {b"k" * 220: 0.0, b"l" * 221: 0.0}, b"0123456789abcdef:", True)
+        assert groups == {0.0: [b"0123456789abcdef:" + b"k" * 220, b"k" * 220, b"l" * 221]}
+
+
 class Connection:
     """What psycopg's connection would be, of a libpq that nobody finds."""
 
