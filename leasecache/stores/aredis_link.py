@@ -158,7 +158,7 @@ class AsyncLink:
         if writer is not None:
             with contextlib.suppress(RuntimeError):  # a loop that was closed meanwhile
                 writer.transport.abort()
-            self._connection._close()
+            self._connection._reader = self._connection._writer = None
 
     def leave(self) -> None:
         """Let go of the connection in a forked child; its descriptor's number stays taken, whoever closes it."""

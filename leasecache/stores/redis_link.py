@@ -65,7 +65,7 @@ def _bounded(kind: Any) -> Any:
             if self.spent:
                 raise exceptions.ConnectionError("connection closed")
             self.spent = True
-            return _Socket(super()._connect(), self.socket_timeout)
+            return _Socket(super()._connect(), self.limit)
 
     return Bounded
 
@@ -249,8 +249,11 @@ _TCP, _TLS, _UNIX = _bounded(Connection), _bounded(SSLConnection), _bounded(Unix
 def _unconnected(address: Address, access: Access) -> Any:
     arguments = access.arguments()
     if isinstance(address, str):
-        return _UNIX(path=address, **arguments)
-    return (_TCP if access.tls is None else _TLS)(host=address[0], port=address[1], **arguments)
+        connection = _UNIX(path=address, **arguments)
+    else:
+        connection = (_TCP if access.tls is None else _TLS)(host=address[0], port=address[1], **arguments)
+    connection.limit = access.timeout  # redis-py 5.0 forgets its own over a Unix socket
+    return connection
 
 
 def ask_once(address: Address, access: Access, commands: Sequence[Sequence[bytes]]) -> list[Any]:
