@@ -124,6 +124,7 @@ class NodeJournal:
         lines = [b"k %b\n" % key for key in keys]
         full = self.size + sum(map(len, lines)) > self._limit
         if full and not self._voidable:
+            self._discard(self._unwritten)
             raise JournalError(f"the journal {self._path} is full; bring the node back, or take it out of the ring")
         if void or self.void or full:
             lines = [] if self.void else [b"v\n"]
@@ -132,14 +133,30 @@ class NodeJournal:
         self._count += sum(line[:1] == b"k" for line in lines)
 
     def sync(self) -> None:
-        """Bring everything appended to disk; returns when it is there. Raises JournalError."""
+        """Bring everything appended to disk; returns when it is there. Raises JournalError: then it is to be repeated.
+
+        What is void stays so.
+        """
         if not self._unwritten:
             return
+        lines, self._unwritten = self._unwritten, []
+        try:
+            self._write(lines)
+        except JournalError:
+            self._discard(lines)
+            raise
+
+    def _discard(self, lines: Iterable[bytes]) -> None:
+        """Forget what is not on disk: whoever appended it keeps it."""
+        self._count = max(0, self._count - sum(line[:1] == b"k" for line in lines))
+        self._unwritten = [b"v\n"] if self.void else []
+
+    def _write(self, lines: Iterable[bytes]) -> None:
         with _as_journal_error(self._path):
             if self.void:
-                self._rewrite(self.generation, void=self.void)
+                self._rewrite(self.generation, void=True)
                 return
-            data = b"".join(self._unwritten)
+            data = b"".join(lines)
             try:
                 write_all(self._file.fileno(), data)
                 os.fsync(self._file.fileno())
@@ -147,7 +164,6 @@ class NodeJournal:
                 os.truncate(self._path, self.size)  # half a line would make the rest unreadable
                 raise
             self.size += len(data)
-        self._unwritten = []
 
     def entries(self, most: int) -> Entries:
         """Return the oldest keys, `most` of them at most."""
