@@ -4,14 +4,17 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from leasecache.errors import GapError, LeasecacheError
 from leasecache.invalidation.logs import FORMATS, LEVELS, configure
+from leasecache.invalidation.signals import end_at_once
 
 
 def main() -> int:
     """Run the daemon; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m leasecache.invalidation", description=__doc__)
+    end_at_once()
+    parser = _Parser(prog="python -m leasecache.invalidation", description=__doc__)
     parser.add_argument("--config", type=Path, help="TOML file; without one the environment says everything")
     parser.add_argument("--log-format", choices=FORMATS, default=os.environ.get("LEASECACHE_LOG_FORMAT", "logfmt"))
     parser.add_argument("--log-level", choices=LEVELS, default=os.environ.get("LEASECACHE_LOG_LEVEL", "info"))
@@ -27,6 +30,11 @@ def main() -> int:
     except LeasecacheError as error:
         return _fail(str(error), 1 if isinstance(error, GapError) else 2)  # lost changes are a failure, not wrong use
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_fail(f"{message}; see {self.prog} --help", 2))
 
 
 def _fail(message: str, code: int) -> int:

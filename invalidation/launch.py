@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from leasecache.invalidation.logs import event
 from leasecache.invalidation.mailbox import Naming
 from leasecache.invalidation.server import StatusServer
 from leasecache.invalidation.settings import Settings
+from leasecache.invalidation.signals import end_by
 from leasecache.invalidation.source import redact
 from leasecache.invalidation.status import Monitor
 
@@ -41,13 +41,12 @@ def run_daemon(path: Path | None) -> None:
         transaction_keys=settings.limits.transaction_keys if terms.naming.guarded else sys.maxsize,
     )
     daemon = Daemon(settings.source, work, monitor)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: daemon.stop())
     server = _serve(settings, monitor)
     try:
         refuse_unfit(lint(rules, inspect(settings.source, rules)))
         gc.freeze()  # what is there by now stays, and looking it over takes longer than a transaction
         sys.setswitchinterval(PATIENCE)
+        end_by(daemon.stop)
         daemon.run()
     finally:
         if server is not None:

@@ -97,6 +97,9 @@ def daemon(
     ] = "info",
 ) -> None:
     """Follow the database and invalidate what committed changes touch, until SIGTERM."""
+    from leasecache.invalidation.signals import end_at_once
+
+    end_at_once()
     from leasecache.invalidation.launch import run_daemon
     from leasecache.invalidation.logs import configure
 

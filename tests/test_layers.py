@@ -57,7 +57,7 @@ LAYERS: dict[str, list[str]] = {
             f"invalidation.{name}"
             for name in ("survey", "triggers", "drift", "finding", "fitness", "configuration", "inspection")
         ),
-        *(f"invalidation.{name}" for name in ("mailbox", "keeper", "journal", "tenure", "recovery")),
+        *(f"invalidation.{name}" for name in ("mailbox", "keeper", "journal", "tenure", "recovery", "signals")),
         "invalidation.__main__",
     ],
     "8 command line": ["cli", "__main__", "commands", "commands.*"],
