@@ -301,7 +301,8 @@ cdef class Wire:
 
     def exchange_quiet(self, bytes request not None):
         """Send quiet commands ended by `mn` and return the replies before its MN. Raises like `exchange`."""
-        return self.ask_many(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), -1, NULL)
+        cdef Py_ssize_t most = max(1, request.count(b"\n"))
+        return self.ask_many(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request), -most, NULL)
 
     def hit(self, bytes request not None, unsigned long flags):
         """Send a lease-get; return the value if it is a plain hit with these client flags, else the reply.
@@ -389,7 +390,7 @@ cdef class Wire:
         return 0
 
     cdef list ask_many(self, const char *request, Py_ssize_t size, Py_ssize_t count, const Mark *mark):
-        """Send and return `count` replies, with −1 all before MN; with a mark, of plain hits the values alone."""
+        """Send and return `count` replies, with −n all before MN, n at most; with a mark, plain hits' values alone."""
         cdef double deadline = leasecache_monotonic() + self._timeout
         self._size = 0
         return self._collect(count, mark, deadline, self._send(request, size, 0, deadline) == 1, None)
@@ -422,6 +423,8 @@ cdef class Wire:
                 first = False
             elif count < 0 and reply.code == b"MN":
                 break
+            elif count < 0 and len(found) == -count:
+                raise ProtocolError("more replies than commands")
             elif mark == NULL or guarding or not _is_plain(reply, mark):
                 found.append(reply)
             else:

@@ -121,7 +121,15 @@ class Wire:
     def exchange_quiet(self, request: bytes) -> list[Reply]:
         """Send quiet commands ended by `mn` and return the replies before its MN. Raises like `exchange`."""
         replies: list[Reply] = []
-        self._converse(request, replies, lambda: bool(replies) and replies[-1].code == b"MN")
+        most = request.count(b"\n")
+
+        def done() -> bool:
+            ended = bool(replies) and replies[-1].code == b"MN"
+            if len(replies) > most and not ended:
+                raise ProtocolError("more replies than commands")
+            return ended
+
+        self._converse(request, replies, done)
         return replies[:-1]
 
     def hit(self, request: bytes, flags: int) -> bytes | Reply:

@@ -117,7 +117,7 @@ def test_chunks(make: MakeWire, pair: Any, size: int) -> None:
     with playing(script, theirs):
         wire = make(ours, LONG)
         assert [facts(reply) for reply in wire.exchange(b"mg\r\n", 4)] == BATCH_FACTS
-        assert [reply.cas for reply in wire.exchange_quiet(b"mn\r\n")] == [0, 3]
+        assert [reply.cas for reply in wire.exchange_quiet(b"md a q\r\nmd b q\r\nmn\r\n")] == [0, 3]
 
 
 def test_truncated(make: MakeWire) -> None:
@@ -207,7 +207,14 @@ def test_trailing_after_quiet(make: MakeWire, pair: Any) -> None:
     ours, theirs = pair
     theirs.sendall(QUIET + b"HD\r\n")
     with pytest.raises(ProtocolError, match="bytes after the last expected reply"):
-        make(ours, LONG).exchange_quiet(b"mn\r\n")
+        make(ours, LONG).exchange_quiet(b"md a q\r\nmd b q\r\nmn\r\n")
+
+
+def test_more_replies_than_quiet_commands(make: MakeWire, pair: Any) -> None:
+    """What is answered for ever ends with the first reply that no command can have; guard: the count of commands."""
+    ours, theirs = pair
+    with playing(endless(b"NF\r\n" * 64), theirs), pytest.raises(ProtocolError, match="more replies than commands"):
+        make(ours, LONG).exchange_quiet(b"md a q\r\nmd b q\r\nmn\r\n")
 
 
 def endless(chunk: bytes) -> Script:
@@ -283,7 +290,7 @@ def test_flood(make: MakeWire, pair: Any) -> None:
     ours, theirs = pair
     wire = make(ours, SHORT)
     with playing(endless(b"NF\r\n" * 64), theirs):
-        limited(lambda: wire.exchange_quiet(b"mn\r\n"))
+        limited(lambda: wire.exchange(b"mg\r\n", 10**9))
 
 
 def test_peer_that_does_not_read(make: MakeWire, pair: Any) -> None:
