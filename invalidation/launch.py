@@ -60,7 +60,12 @@ def _terms(settings: Settings) -> Terms:
 
     Without `journal.directory` the journal is where systemd keeps the state of a service, if it runs us.
     """
-    guards = _guards([parse_url(url) for url in (settings.cache.url, *settings.cache.more)])
+    guards = _guards([parse_url(url) for url in _urls(settings)])
+    if guards != {"none"} and not settings.guard.ttl and any("+sentinel://" in url for url in _urls(settings)):
+        raise ConfigError(
+            "guard.ttl: records that do not run out would have to be waited for at each failover, for ever; "
+            "with redis+sentinel:// write 60"
+        )
     directory = settings.journal.directory or os.environ.get("STATE_DIRECTORY")
     return Terms(
         naming=Naming(guarded=guards != {"none"}, unguarded=guards != {"daemon"}),
@@ -69,6 +74,10 @@ def _terms(settings: Settings) -> Terms:
         journal_limit=settings.journal.limit,
         others=tuple(sorted({*settings.guard.slots} - {settings.source.slot})),
     )
+
+
+def _urls(settings: Settings) -> Sequence[str]:
+    return (settings.cache.url, *settings.cache.more)
 
 
 def _guards(urls: Sequence[CacheUrl]) -> set[str | None]:

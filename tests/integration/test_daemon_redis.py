@@ -108,3 +108,13 @@ def test_cluster_beside_guarded_caches_is_refused(primary_world: World) -> None:
     code, _, errors = run_to_exit(["-m", "leasecache.invalidation", "--config", str(config)])
     assert code == 2
     assert "has no guard, so it cannot stand beside" in errors
+
+
+def test_records_that_never_run_out_are_refused_with_sentinels(primary_world: World) -> None:
+    """After a failover W waits until the former primary's record has run out: one without an end would hold it."""
+    config = primary_world.daemon.config
+    url = "redis+sentinel://127.0.0.1:7000/app?namespace=shop"
+    config.write_text(config.read_text().replace(primary_world.url, url) + "[guard]\nttl = 0\n")
+    code, _, errors = run_to_exit(["-m", "leasecache.invalidation", "--config", str(config)])
+    assert code == 2
+    assert "guard.ttl" in errors
