@@ -278,11 +278,15 @@ cdef class NodeReader(_Reader):
 
     cdef object _ask_guarded(self, object wire, const Text *request, RecordState known):
         """Return a plain hit's value alone, or both replies; the record's is None if it is as `known` has it."""
-        cdef list found
+        cdef object found
         if type(wire) is Wire:
-            return (<Wire>wire).ask_guarded_one(request.data, request.size, &self._mark, known.reply)
-        found = wire.guarded_hits(PyBytes_FromStringAndSize(request.data, request.size), 1, self._mark.flags, known.reply)
-        return found[1] if found[0] is None and type(found[1]) is bytes else found
+            found = (<Wire>wire).ask_guarded_one(request.data, request.size, &self._mark, known.reply)
+            if type(found) is bytes:
+                return found
+        else:
+            asked = PyBytes_FromStringAndSize(request.data, request.size)
+            found = wire.guarded_hits(asked, 1, self._mark.flags, known.reply)
+        return found[1] if found[0] is None and type(found[1]) is bytes else found  # it came in pieces, say
 
     cdef RecordState _usable(self):
         """Return the record under whose generation to ask; None = it has to be read first."""

@@ -184,6 +184,7 @@ class _Rest:
 
 @given(data=_record_and_more())
 @example(data=RECORD + b"VA 1 c1 f77 t60\r\nx\r\n")
+@example(data=RECORD + b"VA 0 c7 f77 t0\r\n\r\n")
 def test_guarded_readers_agree(data: bytes) -> None:
     """A guarded reader of either kind gives the same values, and leaves the same to the long way."""
     results = []
