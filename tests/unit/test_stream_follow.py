@@ -377,7 +377,7 @@ def test_what_gives_up_everything_is_handed_over_when_it_is_visible(rig: Rig) ->
     """Guard: the gate. New generations are asked for once the transaction is visible, and what was named goes then."""
     bumps: list[str] = []
     puts: list[dict[bytes, float]] = []
-    rig.dispatcher.bump = bumps.append  # type: ignore[method-assign]
+    rig.dispatcher.bump = bumps.append  # type: ignore[assignment,method-assign]
     rig.dispatcher.put = lambda keys, explicit=None: puts.append(explicit or {})  # type: ignore[method-assign]
     rig.gate.view = NONE
     stream = Stream(Recorder(), most_keys=2)
