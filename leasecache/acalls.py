@@ -66,7 +66,10 @@ class AsyncCachedCore(FunctionCore):
 
     async def invalidate(self, args: Args, kwargs: Kwargs) -> None:
         """Void leases on the key and drop its value, or leave it stale for `stale_for`. Raises NodeError."""
-        await self.bind().driver.store.invalidate([self.key(args, kwargs)], self.policy.stale_for)
+        bound = self.bind()
+        await bound.driver.store.invalidate(
+            [self.key(args, kwargs)], self.policy.stale_for, plain=bound.profile.mark is None
+        )
 
     async def get_many(self, load: Loader, arguments: Iterable[Any], others: Kwargs) -> dict[Any, Any]:
         """Return {argument: value} with one lease-get per node; won keys are loaded eight at a time.

@@ -54,7 +54,8 @@ class CachedCore(FunctionCore):
 
     def invalidate(self, args: Args, kwargs: Kwargs) -> None:
         """Void leases on the key and drop its value, or leave it stale for `stale_for`. Raises NodeError."""
-        self.bind().driver.store.invalidate([self.key(args, kwargs)], self.policy.stale_for)
+        bound = self.bind()
+        bound.driver.store.invalidate([self.key(args, kwargs)], self.policy.stale_for, plain=bound.profile.mark is None)
 
     def get_many(self, load: Loader, arguments: Iterable[Any], others: Kwargs) -> dict[Any, Any]:
         """Return {argument: value} with one lease-get per node; won keys are loaded here, one after the other.

@@ -103,7 +103,8 @@ class CachedManyCore(BatchCore):
     def invalidate(self, arguments: Args) -> None:
         """Void leases on the keys and drop their values, or leave them stale for `stale_for`. Raises NodeError."""
         bound = self.bind()
-        bound.driver.store.invalidate(list(self.keys(bound, arguments)), self.policy.stale_for)
+        keys = list(self.keys(bound, arguments))
+        bound.driver.store.invalidate(keys, self.policy.stale_for, plain=bound.profile.mark is None)
 
     def _tasks(self, bound: Bound, keys: Mapping[bytes, Any], load_these: LoadThese) -> dict[bytes, Task]:
         def loading(argument: Any) -> Callable[[], Any]:

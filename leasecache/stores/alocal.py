@@ -72,7 +72,7 @@ class AsyncLocalStore:
         """Void the lease that `token` names, unless it is gone, and answer as a lease-get then does."""
         return self._store.steal(key, token, lease_for)
 
-    async def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
+    async def invalidate(self, keys: Sequence[bytes], stale_for: float = 0, *, plain: bool = False) -> None:
         """Void leases; drop the values or leave them stale for at most `stale_for` s, never longer than they had."""
         self._store.invalidate(keys, stale_for)
 

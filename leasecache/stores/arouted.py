@@ -83,13 +83,14 @@ class AsyncRoutedStore:
         """Void the lease that `token` names and answer as a lease-get then does. Raises NodeError."""
         return await self.node_for(key).steal(key, token, lease_for, mark)
 
-    async def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
+    async def invalidate(self, keys: Sequence[bytes], stale_for: float = 0, *, plain: bool = False) -> None:
         """Invalidate on every owner; then raise the error of the first that did not do it, if any.
 
-        On guarded nodes that is done under the generation, too, and GuardError when there is none to do it under.
+        On guarded nodes that is done under the generation, too, and GuardError when there is none to do it under;
+        not with `plain` keys, of functions without a guard.
         """
         owners = self._owners(keys).items()
-        await _all([_invalidate(node, [keys[i] for i in owned], stale_for) for node, owned in owners])
+        await _all([_invalidate(node, [keys[i] for i in owned], stale_for, plain=plain) for node, owned in owners])
 
     async def clear(self) -> None:
         """Give every node a new generation; then raise the error of the first where that failed, if any.
@@ -159,8 +160,8 @@ async def _all(steps: Iterable[Awaitable[None]]) -> None:
             raise failure
 
 
-async def _invalidate(node: AsyncLeaseNode, keys: Sequence[bytes], stale_for: float) -> None:
-    if node.trust is None:
+async def _invalidate(node: AsyncLeaseNode, keys: Sequence[bytes], stale_for: float, *, plain: bool) -> None:
+    if plain or node.trust is None:
         await node.invalidate(keys, stale_for)
         return
     trust, meant = node.trust, [*keys]

@@ -132,7 +132,7 @@ class MemoryStore:
             else:
                 self._mark_stale(item)
 
-    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
+    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0, *, plain: bool = False) -> None:
         """Void leases; drop the values or leave them stale for at most `stale_for` s, never longer than they had."""
         with self._lock:
             now = self._now()

@@ -62,7 +62,7 @@ class NullStore:
     def release(self, lease: Lease) -> None:
         """Do nothing: there is no lease."""
 
-    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
+    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0, *, plain: bool = False) -> None:
         """Do nothing: there is no value."""
 
     def invalidate_under(self, guard_key: bytes, keys: Sequence[bytes], stale_for: float = 0) -> None:

@@ -80,15 +80,16 @@ class RoutedStore:
         """Void the lease that `token` names and answer as a lease-get then does. Raises NodeError."""
         return self.node_for(key).steal(key, token, lease_for, mark)
 
-    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0) -> None:
+    def invalidate(self, keys: Sequence[bytes], stale_for: float = 0, *, plain: bool = False) -> None:
         """Invalidate on every owner; then raise the error of the first that did not do it, if any.
 
-        On guarded nodes that is done under the generation, too, and GuardError when there is none to do it under.
+        On guarded nodes that is done under the generation, too, and GuardError when there is none to do it under;
+        not with `plain` keys, of functions without a guard.
         """
         failures: list[LeasecacheError] = []
         for node, positions in self._owners(keys).items():
             try:
-                _invalidate(node, [keys[i] for i in positions], stale_for)
+                _invalidate(node, [keys[i] for i in positions], stale_for, plain=plain)
             except LeasecacheError as error:
                 failures.append(error)
         if failures:
@@ -143,8 +144,8 @@ class RoutedStore:
         return owned
 
 
-def _invalidate(node: LeaseNode, keys: Sequence[bytes], stale_for: float) -> None:
-    if node.trust is None:
+def _invalidate(node: LeaseNode, keys: Sequence[bytes], stale_for: float, *, plain: bool) -> None:
+    if plain or node.trust is None:
         node.invalidate(keys, stale_for)
         return
     trust, meant = node.trust, [*keys]

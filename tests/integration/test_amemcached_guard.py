@@ -426,6 +426,8 @@ def test_cache_under_a_guard(shop: Shop, run: Run) -> None:
             )  # a refresh is no call
             assert await shop.loaded_by(shop.plain(1)) == ("1 v1", 1)
             assert await shop.loaded_by(shop.plain(1)) == ("1 v1", 0)
+            await shop.plain.invalidate(1)  # stands under no generation
+            assert await shop.plain.peek(1) is None
             shop.vouch()
             assert await shop.loaded_by(shop.media.get_many(IDS)) == ({i: f"{i} v1" for i in IDS}, 10)
             assert await shop.loaded_by(shop.thumbs(IDS)) == ({i: f"{i} v1" for i in IDS}, 10)

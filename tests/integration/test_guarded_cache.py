@@ -114,6 +114,8 @@ def test_every_way_to_ask(shop: Shop) -> None:
     told = {one.name.rpartition(".")[2]: one.unguarded for one in shop.cache.stats().functions}
     assert told == {"get_media": 24, "get_thumbs": 22, "get_stale": 0, "get_plain": 0}  # a refresh is no call
     assert [shop.loads(lambda: shop.plain(1)) for _ in range(2)] == [("1 v1", 1), ("1 v1", 0)]
+    shop.plain.invalidate(1)  # stands under no generation
+    assert shop.plain.peek(1) is None
     shop.vouch()
     for loads in (10, 0):
         assert shop.loads(lambda: shop.media.get_many(IDS)) == (values, loads)
