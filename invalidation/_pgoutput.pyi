@@ -1,6 +1,7 @@
 """The short way from frames to the keys that they touch; compiled, see ext/_pgoutput.pyx."""
 
 from collections.abc import Sequence
+from typing import overload
 
 from psycopg.pq.abc import PGconn
 
@@ -21,6 +22,11 @@ class Frames(Sequence[bytes]):
 
     status: int
 
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
     def collect(self, pgconn: PGconn, limit: int) -> None:
         """Take what a connection has, up to `limit` frames in all; `status` is then libpq's last answer if below 1."""
 

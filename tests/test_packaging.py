@@ -119,6 +119,7 @@ def test_wheel_contents(wheel: Path) -> None:
         packed = set(archive.namelist())
     modules = {f"leasecache/invalidation/{path.name}" for path in ROOT.glob("invalidation/*.py")}
     stubs = {f"leasecache/{path.name}" for path in ROOT.glob("leasecache/_*.pyi")}
+    stubs |= {f"leasecache/invalidation/{path.name}" for path in ROOT.glob("invalidation/_*.pyi")}
     assert modules | stubs | {"leasecache/py.typed", "leasecache/lab/__init__.py"} <= packed
     assert len([name for name in packed if name.endswith(".so")]) == len(stubs) == len([*ROOT.glob("ext/*.pyx")])
     assert {name.split("/")[0].split("-")[0] for name in packed} == {"leasecache"}

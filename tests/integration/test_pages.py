@@ -1,4 +1,4 @@
-"""docs/cached_many.md, docs/guard.md, docs/leases.md and docs/running.md run as they stand, on real servers, and show what is so."""
+"""docs/cached_many.md, guard.md, leases.md and running.md run as they stand, on real servers, and show what is so."""
 
 from collections.abc import Mapping
 from pathlib import Path
