@@ -304,6 +304,7 @@ class Daemon:
         if self._session is not None:
             self._session.connections.close()
             self._session = None
+            self._dispatcher.disown()
 
     def _ring(self) -> None:
         with suppress(BlockingIOError):  # a full pipe wakes as well

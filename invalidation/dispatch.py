@@ -169,6 +169,10 @@ class Dispatcher:
         """Note that the slot was ours at a time (monotonic s): records may be written for a while."""
         self._vouched_until = max(self._vouched_until, at + VOUCHED_FOR)
 
+    def disown(self) -> None:
+        """Note that the slot may be somebody else's by now: no record is written before the next `vouch`."""
+        self._vouched_until = 0.0
+
     def step(self, now: float) -> None:
         """Collect what the nodes have answered and begin what can be begun. Call it whenever `wake` was called."""
         for box in self._mailboxes.values():

@@ -63,6 +63,7 @@ class Keeper:
         self._charter = charter
         self._life = charter.ttl or FOREVER
         self._tenure = 0
+        self._tenures: set[int] = set()  # those of this process
         self._run: str | None = None
         self._renew_at = 0.0  # monotonic s
 
@@ -71,6 +72,7 @@ class Keeper:
         if not self._tenure:  # an earlier process of ours may have sent a record the moment before
             self.sent_at = now
         self._tenure = tenure
+        self._tenures.add(tenure)
         self._renew_at = now
         if not known:
             self.generation = None
@@ -163,7 +165,15 @@ class Keeper:
             return known
         # What was served once and is not now would be believed again, with all it has missed, if it came back.
         kept = found.run == run and found.rings <= charter.rings and found.rules <= charter.rules
-        return found.generation if kept else fresh_number()
+        return found.generation if kept and (found.generation == known or self.owns(found)) else fresh_number()
+
+    def owns(self, record: Record) -> bool:
+        """Tell whether a generation that is not ours stands for a cleared cache; `clear` keeps the tenure.
+
+        One that another holder of the slot has written may be older than what we have told the node. Daemons that
+        vouch together take each other's.
+        """
+        return record.tenure in self._tenures or bool(self._charter.others)
 
 
 def fresh_number(draw: Callable[[int], int] = secrets.randbits) -> int:

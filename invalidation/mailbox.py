@@ -261,7 +261,7 @@ class Mailbox:
         observer.guarded(self.node.name, "absent" if record is None else "foreign", used)
         if record is None:
             return False
-        self.keeper.generation = record.generation
+        self.keeper.generation = record.generation if self.keeper.owns(record) else None
         return True
 
     def _kept(self, written: Written | None, now: float, observer: Observer) -> None:

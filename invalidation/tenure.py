@@ -39,7 +39,8 @@ class Tenure:
             try:
                 connection = connection or connect(self._dsn)
                 began = time.monotonic()
-                if ask(connection, _HOLDER, self._slot) == [(pid,)]:
+                ours = ask(connection, _HOLDER, self._slot) == [(pid,)]
+                if ours and not self._over.is_set():
                     self._vouch(began)
             except LeasecacheError:  # the conversation itself tells of what is wrong
                 if connection is not None:

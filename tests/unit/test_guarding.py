@@ -231,6 +231,62 @@ def test_another_generation_behind_a_batch(desk: Desk) -> None:
     assert (desk.dispatcher.acknowledged, desk.notes.seen["a foreign"]) == (5, 1)
 
 
+@pytest.mark.parametrize("renewing", [False, True])
+def test_a_generation_of_another_tenure(desk: Desk, renewing: bool) -> None:
+    """Guard: `owns`. What another holder of the slot writes may have missed what we told, and is not taken over."""
+    ours = desk.node.record()
+    assert ours is not None
+    desk.node.write(Record(generation=77, tenure=ours.tenure ^ 1, rings=ours.rings, rules=ours.rules))
+    if renewing:
+        desk.step(TTL)
+    else:
+        desk.dispatcher.put({b"a1": 0.0})
+        desk.dispatcher.advance(5)
+        desk.step()
+        assert desk.dispatcher.acknowledged == 5
+    assert desk.generation() not in (77, ours.generation)
+
+
+def test_a_slot_that_may_be_lost(desk: Desk) -> None:
+    """Guard: `disown`. After the conversation has ended no record is written until the slot is known to be ours."""
+    MemoryStore.invalidate(desk.node, [GUARD])
+    desk.dispatcher.disown()
+    desk.step(TTL, vouched=False)
+    assert desk.node.record() is None
+    desk.step()
+    assert desk.node.record() is not None
+
+
+def test_what_a_journal_has_under_another_generation(journaling: Desk) -> None:
+    """Guard: `_moved` behind a replay. A cache that was cleared while the node was away gets the keys under both."""
+    desk = journaling
+    old = desk.node.record()
+    assert old is not None
+    desk.node.away = True
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(20)
+    for _ in range(8):
+        desk.step(1.0)
+    desk.node.away = False
+    desk.node.write(Record(generation=77, tenure=old.tenure, rings=old.rings, rules=old.rules))
+    desk.step(1.0)
+    desk.step()
+    assert wire_key(77, b"a1") in desk.node.told
+    assert desk.dispatcher.acknowledged == 20
+
+
+def test_a_journal_holds_w(journaling: Desk) -> None:
+    """Guard: `_owes`. Positions without keys of a node do not pass what it has missed while it is believed."""
+    desk = journaling
+    desk.node.away = True
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(20)
+    for _ in range(8):
+        desk.step(1.0)
+    desk.dispatcher.advance(30)
+    assert desk.dispatcher.acknowledged == 10
+
+
 def test_a_bump_comes_before_w(desk: Desk) -> None:
     """Guard: `_settle` waits for renewals. A position behind a bump is acknowledged once every node is renewed."""
     generation = desk.generation()
@@ -438,6 +494,26 @@ def test_a_disk_that_is_full(journaling: Desk, monkeypatch: pytest.MonkeyPatch) 
         assert desk.notes.seen["a journal failed"]
     desk.step(10.0)
     assert (desk.dispatcher.acknowledged, len(desk.dispatcher)) == (20, 0)
+
+
+def test_a_node_that_is_back_before_the_disk(journaling: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: `_discard`. What the disk refused is told to the node from memory, once."""
+    desk = journaling
+    desk.node.away = True
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(20)
+
+    def refuse(descriptor: int, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("leasecache.invalidation.journal.write_all", refuse)
+        for _ in range(30):
+            desk.step(10.0)
+        desk.node.away = False
+        for _ in range(5):
+            desk.step(10.0)
+        assert (desk.dispatcher.acknowledged, len(desk.dispatcher)) == (20, 0)
 
 
 def test_w_is_on_disk_before_it_is_reported(journaling: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
