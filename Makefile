@@ -53,7 +53,7 @@ loadtest: $(BUILT) servers ## 100 locust users on one hot key for 30 s (ARGS="--
 bench: $(BUILT) $(RIVALS) servers ## compare with floors and rivals (ARGS="--rows P1,P3 --quick --json FILE")
 	@$(BIN)/python -m loadtests.bench $(ARGS)
 
-soak: $(BUILT) servers ## look for values that are too old, for 5 minutes (ARGS="--store redis --seconds 60")
+soak: $(BUILT) servers ## look for values that are too old, for 5 minutes (ARGS="--run simulation --seconds 60")
 	@$(BIN)/python -m tests.safety $(ARGS)
 
 browser:

@@ -8,15 +8,22 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from tests.safety.daemon import simulate, storms
 from tests.safety.mutants import MUTANTS
 from tests.safety.run import STORES, Options, Report, run
+from tests.simulation.mutants import MUTANTS as SIMULATED
 
+RUNS = ("leases", "simulation", "storm")
 SAID_EVERY = 10  # s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, say how it went, and return 1 if a promise was broken."""
     parsed = parse(arguments)
+    if parsed.run == "simulation":
+        return simulate(parsed.seconds, parsed.seed, parsed.mutant)
+    if parsed.run == "storm":
+        return storms(parsed.seconds, parsed.seed)
     options = Options(
         seconds=parsed.seconds,
         seed=parsed.seed if parsed.seed is not None else random.SystemRandom().randrange(2**32),
@@ -36,14 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; a wrong one ends the process."""
     parser = argparse.ArgumentParser(prog="safety", description="Look for a value that is too old.")
+    parser.add_argument("--run", choices=RUNS, default="leases", help="what to look at (leases)")
     parser.add_argument("--seconds", type=float, default=300.0, help="how long (300)")
     parser.add_argument("--seed", type=int, help="of the dice; the interleaving is the machine's (random)")
     parser.add_argument("--processes", type=int, default=3, help="that read and write (3)")
     parser.add_argument("--nodes", type=int, default=2, help="of memcached; all but the first behind a proxy (2)")
     parser.add_argument("--store", choices=sorted(STORES), default="memcached", help="what to run (memcached)")
-    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="take a guard out; the run must fail then")
+    parser.add_argument("--mutant", help="take a guard out, one of docs/safety.md; the run must fail then")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    known = {"leases": [*MUTANTS], "simulation": [*SIMULATED], "storm": []}[parsed.run]
+    if parsed.mutant is not None and parsed.mutant not in known:
+        parser.error(f"--mutant: {parsed.run} has {', '.join(sorted(known)) or 'none'}")
+    return parsed
 
 
 class Progress:

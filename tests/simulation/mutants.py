@@ -20,16 +20,16 @@ def _acknowledge_early() -> list[Patch]:
 
 
 def _let_everything_pass() -> list[Patch]:
-    return [(gate.View, "shows", lambda self, xid, end_lsn: True)]
+    return [(gate.View, "hides", lambda self, xids, end_lsn: ())]
 
 
 def _compare_positions_on_a_primary() -> list[Patch]:
     """What has been received has been written, so its position is always behind the primary's."""
 
-    def shows(self: gate.Answer, xid: int, end_lsn: int) -> bool:
-        return not self.in_recovery or self.reaches(end_lsn)
+    def hides(self: gate.Answer, xids: tuple[int, ...], end_lsn: int) -> tuple[int, ...]:
+        return xids if self.in_recovery and not self.reaches(end_lsn) else ()
 
-    return [(gate.Answer, "shows", shows)]
+    return [(gate.Answer, "hides", hides)]
 
 
 def _acknowledge_the_commit_record() -> list[Patch]:

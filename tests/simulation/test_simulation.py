@@ -1,7 +1,9 @@
 """The daemon in simulations: no guarded hit is older than W was when its read began, and in the end all is healed."""
 
 import random
+import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,13 @@ def test_a_seed_repeats_its_simulation() -> None:
 def test_a_missing_guard_is_found(mutant: str) -> None:
     """Each guard, taken out, breaks a promise within a bounded number of simulations."""
     assert search(mutant, 0) is not None
+
+
+def test_page_names_every_mutant() -> None:
+    """docs/safety.md says what is found without each guard."""
+    page = (Path(__file__).parents[2] / "docs/safety.md").read_text(encoding="utf-8")
+    part = page.split("### What simulations find")[1].split("### Storms")[0]
+    assert set(re.findall(r"\(`([a-z-]+)`\)", part)) == set(MUTANTS)
 
 
 class Delayed(MemoryStore):
