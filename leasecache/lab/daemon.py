@@ -14,19 +14,28 @@ from leasecache.lab.servers import Server
 
 
 class DaemonServer(Server):
-    """Run `python -m leasecache.invalidation`; `rules` are "module:attribute" of caches.
+    """Run `python -m leasecache.invalidation`; `rules` are "module:attribute" of caches, `guard_ttl` is in s.
 
     It is started once the publication and slot are there; `configuration` is what `leasecache setup` needs for that.
     """
 
     def __init__(
-        self, name: str, *, dsn: str, slot: str, cache_url: str, rules: Sequence[str], publication: str = "leasecache"
+        self,
+        name: str,
+        *,
+        dsn: str,
+        slot: str,
+        cache_url: str,
+        rules: Sequence[str],
+        publication: str = "leasecache",
+        guard_ttl: float = 60,
     ) -> None:
         super().__init__(name)
         self.account = Account(uid=os.geteuid(), gid=os.getegid(), switched=False)  # it reads our virtual environment
         self._source = {"dsn": dsn, "slot": slot, "publication": publication}
         self._cache_url = cache_url
         self._rules = list(rules)
+        self._guard_ttl = guard_ttl
 
     @property
     def configuration(self) -> str:
@@ -35,6 +44,8 @@ class DaemonServer(Server):
         return (
             f"[source]\n{source}\n[cache]\nurl = {json.dumps(self._cache_url)}\n"
             f"[rules]\nimport = {json.dumps(self._rules)}\n[status]\nlisten = {json.dumps(self.address)}\n"
+            f"[guard]\nttl = {self._guard_ttl}\n"
+            '[journal]\ndirectory = "journal"\n'
         )
 
     def command(self) -> list[str]:

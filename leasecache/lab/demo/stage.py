@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from leasecache.cache import Cache
 from leasecache.lab.daemon import DaemonServer
@@ -15,6 +16,8 @@ from leasecache.lab.servers import ServerError
 from leasecache.lab.topology import DataCentre, two_data_centres
 
 RULES = "leasecache.lab.demo.photos:rules_cache"
+NAMESPACE = "photos"
+GUARD_TTL = 3  # s that a cache is believed without news from its daemon
 Progress = Callable[[str, int, int], object]
 
 
@@ -26,6 +29,12 @@ class Site:
     daemon: DaemonServer
     cache_url: str
     app: Photos
+
+    @property
+    def guard(self) -> dict[str, Any]:
+        """Return what the daemon says of the guard record in the site's cache: "state", "generation" and more."""
+        guard: dict[str, Any] = self.daemon.status()["nodes"][0]["guard"] or {"state": "absent"}
+        return guard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +63,18 @@ def two_sites(version: int, progress: Progress) -> Iterator[Stage]:
 
 
 def _open_site(stack: ExitStack, servers: DataCentre) -> Site:
-    url = f"{servers.memcached.url}?namespace=photos"
+    url = f"{servers.memcached.url}?namespace={NAMESPACE}&guard=daemon"
     dsn = servers.postgres.dsn()
     daemon = DaemonServer(
-        f"daemon-{servers.name}", dsn=dsn, slot=f"leasecache_{servers.name}", cache_url=url, rules=[RULES]
+        f"daemon-{servers.name}",
+        dsn=dsn,
+        slot=f"leasecache_{servers.name}",
+        cache_url=url,
+        rules=[RULES],
+        guard_ttl=GUARD_TTL,
     )
     _set_up(daemon)
-    cache = stack.enter_context(Cache.from_url(url, guard="none"))
+    cache = stack.enter_context(Cache.from_url(url))
     database = stack.enter_context(closing(Database(dsn)))
     return Site(servers=servers, daemon=stack.enter_context(daemon), cache_url=url, app=declare(cache, database))
 

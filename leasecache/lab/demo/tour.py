@@ -1,4 +1,4 @@
-"""The whole tour: start, eight steps, a table."""
+"""The whole tour: start, nine steps, a table."""
 
 import contextlib
 import json
@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from leasecache.lab.demo.caching import herd, hit_and_miss, stale_set
-from leasecache.lab.demo.crossing import cross_invalidation, killed_daemon, started, why_the_gate
+from leasecache.lab.demo.crossing import cross_invalidation, started, why_the_gate
 from leasecache.lab.demo.likes import counting
+from leasecache.lab.demo.outage import killed_daemon, why_the_guard
 from leasecache.lab.demo.report import Step, show_step, show_table, to_json
 from leasecache.lab.demo.stage import Stage, two_sites
 
@@ -24,6 +25,7 @@ STEPS: tuple[Callable[[Stage], Step], ...] = (
     cross_invalidation,
     why_the_gate,
     counting,
+    why_the_guard,
     killed_daemon,
 )
 
