@@ -91,7 +91,7 @@ def connect(dsn: str, *, replication: bool = False) -> Connection:
     try:
         return psycopg.connect(conninfo.make_conninfo("", **parts), autocommit=True)
     except psycopg.Error as error:
-        raise SourceError(f"cannot connect to source {redact(dsn)}: {_reason(error)}") from None
+        raise SourceError(f"cannot connect to Postgres at {redact(dsn)}: {_reason(error)}") from None
 
 
 def ask(connection: Connection, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
