@@ -117,7 +117,7 @@ def test_every_page_is_in_the_readme_and_every_promise_has_a_test() -> None:
     missing = [page for page in pages if f"({page})" not in text]
     assert not missing
     promises = [line for line in text.splitlines() if line.startswith("| ") and "](tests/" in line]
-    assert len(promises) == 9
+    assert len(promises) == 10
 
 
 def test_every_extra_is_in_the_readme() -> None:

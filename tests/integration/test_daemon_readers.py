@@ -16,7 +16,7 @@ import pytest
 
 from leasecache.guard import Record, guard_key, wire_key
 from leasecache.lab import PostgresServer, wait_until
-from leasecache.lease import Hit, Lease, Stored
+from leasecache.lease import Lease, Stored
 from tests.fix_daemon import ROLE, SLOT, WITHIN, DaemonProcess, World
 from tests.fix_servers import PostgresPair
 
@@ -138,7 +138,7 @@ def late(site: Site, node: PostgresServer, title: str) -> None:
                 assert not passed, "acknowledged before it was visible"
                 seen += 1
         assert site.title(reading) == title, "invalidated before it was visible"
-        assert seen > 3
+        assert seen, "the change was visible before anybody looked"
     site.await_confirmed(held)
 
 
@@ -221,12 +221,11 @@ def test_a_standby_that_goes_back_in_time(site: MakeSite, where: str) -> None:
         near.delay_replay(2)  # makes what takes tens of ms last long enough to be looked at
         crash(near)
         wait_until(lambda: reads(near, world) == "old", 2, "an old state")
-        wired = world.fill_guarded("media:1", b"old")
+        world.fill_guarded("media:1", b"old")
         assert reads(near, world) == "old"
         wait_until(lambda: world.generation() != before, 10, f"a new generation; {world.daemon.log()}")
         assert reads(near, world) == "new", "a new generation may be filled with an old state"
     after = world.generation()
-    assert isinstance(world.node.look(wired), Hit), "what is void needs not be gone"
     assert world.node.look(wire_key(after, b"shop:media:1")) is None
     assert "event=reader-rewound" in world.daemon.log()
     world.write("update media set title = 'newer' where id = 1")

@@ -149,10 +149,10 @@ def test_a_slot_that_is_gone(shop: Shop) -> None:
     generation = shop.generation()
     drop_slot(shop.world)
     shop.world.write("update media set title = 'unseen' where id = 1")
-    shop.await_value("unseen")
-    shop.await_state("fresh")
-    assert shop.generation() != generation
+    wait_until(lambda: shop.generation() not in (None, generation), WITHIN, f"a new generation; {daemon.log()}")
     assert ("event=gap" in daemon.log(), "event=gap-recovered" in daemon.log()) == (True, True)
+    assert shop.get_media(1) == "unseen"
+    shop.await_state("fresh")
     shop.world.write("update media set title = 'seen' where id = 1")
     shop.await_value("seen")
     assert daemon.get("/readyz") == (200, "ready\n")
