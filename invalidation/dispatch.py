@@ -11,7 +11,7 @@ from typing import Protocol
 
 from leasecache.errors import SourceError
 from leasecache.guard import function_marks, guard_key, pulse_key
-from leasecache.invalidation.journal import MIB, Journal, JournalError, NodeJournal, Position
+from leasecache.invalidation.journal import MIB, Journal, JournalError, Position
 from leasecache.invalidation.keeper import Charter, Keeper, fresh_number
 from leasecache.invalidation.mailbox import Mailbox, Naming, Observer
 from leasecache.rules import RuleSet
@@ -108,9 +108,9 @@ class Dispatcher:
 
         Keys that no node has acknowledged stay. Unless all is `known` since then, every node gets a new generation.
         """
-        self._system, self._reported, self._position = system, confirmed, 0
         if not self._mailboxes:
             self._open_mailboxes(known=known)
+        self._system, self._reported, self._position = system, confirmed, 0
         tenure = fresh_number()
         for box in self._mailboxes.values():
             box.restart()
@@ -192,25 +192,26 @@ class Dispatcher:
             self._journal.close()
 
     def _open_mailboxes(self, *, known: bool = False) -> None:
-        for ring in self._rings:
-            for node in ring.nodes:
-                if node.name not in self._mailboxes:
-                    self._mailboxes[node.name] = self._open_mailbox(node, known)
+        nodes = {node.name: node for ring in self._rings for node in ring.nodes}
+        mailboxes: dict[str, Mailbox] = {}
+        try:
+            if self._journal is not None:
+                self._journal.forget_all_but(nodes)
+            for name, node in nodes.items():
+                mailboxes[name] = self._open_mailbox(node, known)
+        except JournalError as error:
+            for box in mailboxes.values():
+                box.close()
+            raise SourceError(str(error)) from None
+        self._mailboxes = mailboxes
 
     def _open_mailbox(self, node: Node, known: bool) -> Mailbox:
-        journal = self._open_journal(node)
-        keeper = None
-        if self._terms.naming.guarded:
-            keeper = Keeper(node, self._charter(node))
-            if known and journal is not None and journal.generation is not None and not journal.void:
-                keeper.generation = journal.generation
+        guarded = self._terms.naming.guarded
+        journal = None if self._journal is None else self._journal.of(node.name, voidable=guarded)
+        keeper = Keeper(node, self._charter(node)) if guarded else None
+        if keeper is not None and known and journal is not None and not journal.void:
+            keeper.resume(journal.standing)
         return Mailbox(node, self._wake, self._terms.naming, keeper, journal)
-
-    def _open_journal(self, node: Node) -> NodeJournal | None:
-        try:
-            return None if self._journal is None else self._journal.of(node.name, voidable=self._terms.naming.guarded)
-        except JournalError as error:
-            raise SourceError(str(error)) from None
 
     def _charter(self, node: Node) -> Charter:
         namespace = self._rules.namespace

@@ -1,7 +1,7 @@
 """What nodes could not be told, on disk, so that the source need not keep its log for them.
 
 A directory for one slot: `position` holds the last W that was reported, and each node has a file of lines: `g` its
-generation, `k` a key, `v` everything is void. A key is in the file, and the file on disk, before W passes it. A line
+generation, with the run of the server and what the record named, `k` a key, `v` everything is void. A key is in the file, and the file on disk, before W passes it. A line
 cut off by a crash was never counted on; anything else that cannot be read makes the node's generation void.
 """
 
@@ -77,7 +77,17 @@ class Journal:
 
     def of(self, node: str, *, voidable: bool) -> "NodeJournal":
         """Return the journal of a node; `voidable`: beyond its limit a new generation does. Raises JournalError."""
-        return NodeJournal(self._directory / f"{quote(node, safe='')}.journal", self._limit, voidable=voidable)
+        return NodeJournal(self._directory / _file_name(node), self._limit, voidable=voidable)
+
+    def forget_all_but(self, nodes: Iterable[str]) -> None:
+        """Remove the journals of other nodes: from now on W passes without them. Raises JournalError."""
+        kept = {_file_name(node) for node in nodes}
+        with _as_journal_error(self._directory):
+            gone = [path for path in self._directory.glob("*.journal") if path.name not in kept]
+            for path in gone:
+                path.unlink()
+            if gone:
+                _sync_directory(self._directory)
 
     def close(self) -> None:
         """Let another process have it."""
@@ -93,12 +103,20 @@ class Journal:
             return None
 
 
+class Standing(NamedTuple):
+    """A generation, and what it was given for."""
+
+    generation: int
+    run: str  # of the server
+    marks: frozenset[bytes]  # of what the guard record has named: rings, functions, and its own key
+
+
 class NodeJournal:
     """The keys that one node has missed, oldest first."""
 
     def __init__(self, path: Path, limit: int, *, voidable: bool = True) -> None:
         """Read what an earlier process has left. Raises JournalError."""
-        self.generation: int | None = None  # that guarded keys had when the node was last told everything
+        self.standing: Standing | None = None  # that guarded keys had when the node was last told everything
         self.void = False  # the generation is of no use any more
         self.size = 0  # bytes on disk
         self._path = path
@@ -111,6 +129,8 @@ class NodeJournal:
             path.touch()
             self._load()
             self._file = path.open("ab", buffering=0)
+        if not voidable:
+            self._forget()
 
     def __len__(self) -> int:
         """Return how many keys the node has missed."""
@@ -154,7 +174,7 @@ class NodeJournal:
     def _write(self, lines: Iterable[bytes]) -> None:
         with _as_journal_error(self._path):
             if self.void:
-                self._rewrite(self.generation, void=True)
+                self._rewrite(self.standing, void=True)
                 return
             data = b"".join(lines)
             try:
@@ -181,25 +201,35 @@ class NodeJournal:
         self._count = max(0, self._count - len(entries))
         if not self._count:
             with _as_journal_error(self._path):
-                self._rewrite(self.generation, void=self.void)
+                self._rewrite(self.standing, void=self.void)
 
-    def keep(self, generation: int) -> None:
+    def keep(self, standing: Standing) -> None:
         """Note that the node has been told everything under this generation. Raises JournalError."""
-        if generation != self.generation or self.void:
+        if standing != self.standing or self.void:
             with _as_journal_error(self._path):
-                self._rewrite(generation, void=False)
+                self._rewrite(standing, void=False)
             self._count = 0
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _rewrite(self, generation: int | None, *, void: bool) -> None:
+    def _forget(self) -> None:
+        """Note that nothing is told under a generation any more, so that nobody relies on it later."""
+        if self.void:
+            with _as_journal_error(self._path):
+                self._rewrite(None, void=False)
+        elif self.standing is not None:
+            self.standing = None
+            self._unwritten.append(b"g\n")
+            self.sync()
+
+    def _rewrite(self, standing: Standing | None, *, void: bool) -> None:
         """Leave only the generation, and whether it is void."""
-        lines = [] if generation is None else [b"g %016x\n" % generation]
+        lines = [] if standing is None else [_standing_line(standing)]
         data = b"".join([*lines, *([b"v\n"] if void else [])])
         replace_file(self._path, data)
-        self.generation, self.void = generation, void
+        self.standing, self.void = standing, void
         self._file.close()
         self._file = self._path.open("ab", buffering=0)
         self.size = self._begin = len(data)
@@ -223,7 +253,7 @@ class NodeJournal:
                 check_key(rest)
                 self._count += 1
             elif kind == b"g":
-                self.generation = int(rest, 16)
+                self.standing = _read_standing(rest) if rest else None
             else:
                 self.void = True
         except ValueError:
@@ -245,11 +275,28 @@ def replace_file(path: Path, data: bytes) -> None:
             write_all(file.fileno(), data)
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _file_name(node: str) -> str:
+    return f"{quote(node, safe='')}.journal"
+
+
+def _standing_line(standing: Standing) -> bytes:
+    return b"g %016x %b %b\n" % (standing.generation, standing.run.encode(), b" ".join(sorted(standing.marks)))
+
+
+def _read_standing(text: bytes) -> Standing:
+    generation, run, *marks = text.split(b" ")
+    return Standing(int(generation, 16), run.decode("ascii"), frozenset(marks))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from leasecache.errors import NodeError
 from leasecache.guard import RECORD_FLAGS, Record
+from leasecache.invalidation.journal import Standing
 from leasecache.lease import Hit, Lease, Stale, Stored, Token, Wait
 
 STUB_FOR = 10.0  # s that a node keeps the place of a record that is about to be written
@@ -35,6 +36,11 @@ class Charter:
     pulse: bytes | None = None  # key under which this daemon shows the others of the same node that it lives
     others: tuple[bytes, ...] = ()  # the keys of those others: without one of them nothing is vouched for
 
+    @property
+    def marks(self) -> frozenset[bytes]:
+        """Everything that clients may find in the record; what a later charter lacks is not told any more."""
+        return self.rings | self.rules | {self.key}
+
 
 class _Standing(NamedTuple):
     """What stands under the guard key, and the token that a write has to present."""
@@ -49,6 +55,7 @@ class Written(NamedTuple):
     generation: int
     tenure: int
     charter: Charter
+    run: str
 
 
 class Keeper:
@@ -64,19 +71,22 @@ class Keeper:
         self._life = charter.ttl or FOREVER
         self._tenure = 0
         self._tenures: set[int] = set()  # those of this process
-        self._run: str | None = None
+        self.run: str | None = None  # of the server that the generation was written to
         self._renew_at = 0.0  # monotonic s
 
     def begin(self, tenure: int, now: float, *, known: bool) -> None:
         """Begin a tenure of the slot; `known`: nobody else has moved the slot since what we know was true."""
-        if not self._tenure:  # an earlier process of ours may have sent a record the moment before
-            self.sent_at = now
+        if not known:
+            self.generation = None  # before the tenure, as a `write` may be about to read both
         self._tenure = tenure
         self._tenures.add(tenure)
         self._renew_at = now
-        if not known:
-            self.generation = None
-            self.sent_at = max(self.sent_at, now + SUCCESSOR_WAIT)
+        self.sent_at = max(self.sent_at, now + SUCCESSOR_WAIT)  # another daemon may have had the slot till now
+
+    def resume(self, standing: Standing | None) -> None:
+        """Go on with the generation that an earlier process has left, unless it vouched for more than we do."""
+        if standing is not None and standing.marks <= self._charter.marks:
+            self.generation, self.run = standing.generation, standing.run
 
     def is_due(self, now: float) -> bool:
         """Whether the record is to be written now."""
@@ -89,6 +99,8 @@ class Keeper:
 
     @charter.setter
     def charter(self, charter: Charter) -> None:
+        if not self._charter.marks <= charter.marks:
+            self.generation = None  # before the charter, as a `write` may be about to read both
         self._charter = charter
         self.miss()
 
@@ -109,9 +121,9 @@ class Keeper:
 
     def wrote(self, written: Written, now: float) -> None:
         """Note that a record stands; one of an earlier tenure or charter is to be written again at once."""
-        if written.tenure == self._tenure:
-            self.generation = written.generation
         current = written.tenure == self._tenure and written.charter is self._charter
+        if current or self.generation is not None:  # else what became of this one cannot be known any more
+            self.generation, self.run = written.generation, written.run
         self._renew_at = now + min(self._life / RENEWALS, RENEWED_AFTER) if current else now
 
     def write(self, until: float, *, new: bool = False) -> Written | None:
@@ -123,29 +135,39 @@ class Keeper:
         charter, tenure, known = self._charter, self._tenure, self.generation
         run = self._node.run()
         self._beware(run)
-        rules = self._vouched_rules(charter, tenure)
+        self._show(charter, tenure, until)
         for _ in range(ATTEMPTS):
             token, found = self._read(charter.key)
+            rules = self._vouched_rules(
+                charter
+            )  # behind the token: who has less to vouch for writes a record after that
             generation = fresh_number() if new or known is None else self._choose(known, found, run, charter)
             record = Record(generation=generation, tenure=tenure, run=run, rings=charter.rings, rules=rules)
             if time.monotonic() >= until:
                 return None
             if self._write(charter.key, token, record.to_bytes()):
-                self._run = run
-                return Written(generation, tenure, charter)
+                return Written(generation, tenure, charter, run)
         raise NodeError(f"{self._node.name}: the guard record changed under {ATTEMPTS} attempts to write it")
 
     def _beware(self, run: str) -> None:
         """Take note of a server that is in another's place, which may go on answering under the record it has."""
-        if getattr(self._node, "moves", False) and run != self._run:
+        if getattr(self._node, "moves", False) and run != self.run:
             self.haunted_until = max(self.haunted_until, self.expired_at)
 
-    def _vouched_rules(self, charter: Charter, tenure: int) -> frozenset[bytes]:
-        """Show the others that we live, and return the functions that all of us vouch for: none without one of them."""
+    def _show(self, charter: Charter, tenure: int, until: float) -> None:
+        """Show the others that we live, and what we vouch for."""
         if charter.pulse is not None:
-            self._write(charter.pulse, self._read(charter.pulse).token, b"%016x" % tenure)
-        alive = all(self._node.look(other) is not None for other in charter.others)
-        return charter.rules if alive else frozenset()
+            token = self._read(charter.pulse).token
+            if time.monotonic() < until:
+                self._write(charter.pulse, token, b"%016x %b" % (tenure, b",".join(sorted(charter.rules))))
+
+    def _vouched_rules(self, charter: Charter) -> frozenset[bytes]:
+        """Return the functions that all of us vouch for: none without one of us."""
+        rules = charter.rules
+        for other in charter.others:
+            found = self._node.look(other)
+            rules &= frozenset() if found is None else frozenset(found.value.partition(b" ")[2].split(b","))
+        return rules
 
     def _write(self, key: bytes, token: Token | None, body: bytes) -> bool:
         self.sent_at = max(self.sent_at, time.monotonic())
@@ -159,7 +181,7 @@ class Keeper:
         return _Standing(answer.token, None if value is None else Record.from_bytes(value))
 
     def _choose(self, known: int, found: Record | None, run: str, charter: Charter) -> int:
-        if (self._run or run) != run:
+        if (self.run or run) != run:
             return fresh_number()
         if found is None:
             return known

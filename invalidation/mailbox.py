@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from leasecache.errors import GuardError, NodeError
 from leasecache.guard import LONGEST, Record, wire_key
-from leasecache.invalidation.journal import Entries, JournalError, NodeJournal
+from leasecache.invalidation.journal import Entries, JournalError, NodeJournal, Standing
 from leasecache.invalidation.keeper import Keeper, Written
 from leasecache.invalidation.walker import merge, name
 from leasecache.stores.base import Node
@@ -142,12 +142,20 @@ class Mailbox:
         """Return when (monotonic s) something is to be done that no wake announces; None = nothing."""
         if self._future is not None:
             return None
-        times = [self._retry_at] if self._delay else []
-        if self._journals or self._unnoted:
+        times = [self._retry_at] if self._delay and (vouched or self._sends) else []
+        if self._journals or (self._unnoted and not self._unknown):
             times.append(self._journal_at)
         if self.keeper is not None and vouched:
             times.append(max(self.keeper.due_at, self._retry_at))
         return min(times, default=None)
+
+    @property
+    def _sends(self) -> bool:
+        """Whether there are keys that the node can be told while no record may be written."""
+        if self._journal is not None and len(self._journal):
+            return True
+        waiting = len(self._sending) or (len(self._waiting) and not self._sending.renews)
+        return bool(waiting) and not self._unknown
 
     def put(self, keys: dict[bytes, float]) -> None:
         """Add keys; of several wishes for one key the strictest holds."""
@@ -174,7 +182,7 @@ class Mailbox:
         if self._future is not None and self._future.done():
             self._collect(self._future, now, observer)
         if self._unnoted and now >= self._journal_at and self.keeper is not None and self.keeper.generation is not None:
-            self._note(self.keeper.generation, now, observer)
+            self._note(now, observer)
             self._settle()
         if self._future is None and self._journals and now >= self._journal_at:
             self._write_journal(now, observer)
@@ -246,6 +254,7 @@ class Mailbox:
     def _sent(self, found: "tuple[int | None, bytes | None]", now: float, observer: Observer) -> None:
         if self._moved(*found, observer):
             self._sending.add(self._batch)
+            self._note(now, observer)
         else:
             observer.invalidated(self.node.name, len(self._batch))
         self._batch = Parcel()
@@ -261,23 +270,25 @@ class Mailbox:
         observer.guarded(self.node.name, "absent" if record is None else "foreign", used)
         if record is None:
             return False
-        self.keeper.generation = record.generation if self.keeper.owns(record) else None
+        known = self.keeper.generation is not None and self.keeper.owns(record)  # else it is to be a new one
+        self.keeper.generation = record.generation if known else None
         return True
 
     def _kept(self, written: Written | None, now: float, observer: Observer) -> None:
         if self.keeper is None or written is None:
             return
         self.keeper.wrote(written, now)
-        self._note(written.generation, now, observer)
+        self._note(now, observer)
         observer.guarded(self.node.name, "fresh", written.generation)
 
-    def _note(self, generation: int, now: float, observer: Observer) -> None:
+    def _note(self, now: float, observer: Observer) -> None:
         """Note the generation in the journal. While that fails W stays, so that the next process begins before it."""
-        if self._journal is None:
+        keeper = self.keeper
+        if self._journal is None or keeper is None or keeper.generation is None or keeper.run is None:
             return
         self._journal_at = now + JOURNAL_EVERY
         try:
-            self._journal.keep(generation)
+            self._journal.keep(Standing(keeper.generation, keeper.run, keeper.charter.marks))
             self._unnoted = False
         except JournalError as error:
             self._unnoted = True

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from leasecache.errors import NodeError
+from leasecache.errors import NodeError, SourceError
 from leasecache.guard import RECORD_FLAGS, Record, guard_key, pulse_key, wire_key
 from leasecache.invalidation.dispatch import VOUCHED_FOR, Dispatcher, Terms
 from leasecache.invalidation.keeper import CLOCK_SLACK, SUCCESSOR_WAIT
@@ -474,7 +474,9 @@ def test_the_end_of_a_line_that_was_cut_off(journaling: Desk, tmp_path: Path) ->
     path.write_bytes(path.read_bytes() + b"k a1")
     journaling.open(10)
     journaling.step()
-    assert (journaling.generation(), path.read_bytes()) == (generation, b"g %016x\n" % generation)
+    assert journaling.generation() == generation
+    assert path.read_bytes().startswith(b"g %016x " % generation)
+    assert path.read_bytes().endswith(b"\n")
 
 
 def test_a_disk_that_is_full(journaling: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -619,3 +621,194 @@ def test_a_process_that_was_stopped_before_it_writes(desk: Desk) -> None:
     desk.node.write(other)
     assert keeper.write(time.monotonic()) is None
     assert desk.node.record() == other
+
+
+def _cut_off(desk: Desk, position: int) -> None:
+    """Let the node be away until what it misses is in the journal and no record stands."""
+    desk.node.away = True
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(position)
+    for _ in range(8):
+        desk.step(1.0)
+    MemoryStore.invalidate(desk.node, [GUARD])
+    desk.node.away = False
+    desk.step(1.0)
+    desk.step()
+
+
+def test_a_renewal_that_ends_in_another_conversation(journaling: Desk) -> None:
+    """Guard: `wrote` takes over what was written meanwhile. Else the node would get back what it was to give up."""
+    desk = journaling
+    before = desk.generation()
+    [box] = desk.dispatcher._mailboxes.values()
+    assert box.keeper is not None
+    written = box.keeper.write(math.inf, new=True)
+    assert written is not None
+    desk.dispatcher.begin("system", 10, desk.now, known=True)
+    box.keeper.wrote(written, desk.now)
+    _cut_off(desk, 20)
+    assert desk.generation() != before
+
+
+def test_a_batch_that_ends_in_another_conversation(desk: Desk) -> None:
+    """Guard: `_moved` leaves an unknown generation unknown, whoever has written the one that a batch has found."""
+    [box] = desk.dispatcher._mailboxes.values()
+    ours = desk.node.record()
+    assert ours is not None
+    desk.dispatcher.begin("system", 99, desk.now, known=False)
+    cleared = Record(generation=77, tenure=ours.tenure, rings=ours.rings, rules=ours.rules)
+    box._sent((ours.generation, cleared.to_bytes()), desk.now, desk.notes)
+    desk.step()
+    assert desk.generation() not in (77, ours.generation)
+
+
+def test_less_is_served_while_there_is_no_record(desk: Desk) -> None:
+    """Guard: a charter with less voids the generation. What was served no more for a while has missed changes."""
+    generation = desk.generation()
+    MemoryStore.invalidate(desk.node, [GUARD])
+    desk.dispatcher.serve(RuleSet(namespace="shop", rules=RULES.rules[:1]))
+    desk.dispatcher.advance(5)
+    assert desk.dispatcher.acknowledged == 0
+    desk.step()
+    desk.dispatcher.serve(RULES)
+    desk.step()
+    assert (desk.generation() != generation, desk.dispatcher.acknowledged) == (True, 5)
+
+
+def test_less_was_served_by_another_process(journaling: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: `resume` compares marks. A process with fewer rules leaves no generation that has more to one with more.
+
+    The record has run out before each of them: nothing but the journal tells.
+    """
+    generation = journaling.generation()
+    for rules in (RuleSet(namespace="shop", rules=RULES.rules[:1]), RULES):
+        MemoryStore.invalidate(journaling.node, [GUARD])
+        monkeypatch.setattr("tests.unit.test_guarding.RULES", rules)
+        journaling.again(10)
+        journaling.dispatcher.advance(10)
+        journaling.step()
+    assert journaling.generation() != generation
+
+
+def test_a_server_that_was_restarted_between_processes(journaling: Desk) -> None:
+    """Guard: the journal has the run. What a server brought back from disk is as old as that, also without a record."""
+    generation = journaling.generation()
+    journaling.dispatcher.close()
+    MemoryStore.invalidate(journaling.node, [GUARD])
+    journaling.node.run_id = "another"
+    journaling.open(10)
+    journaling.step()
+    assert journaling.generation() != generation
+
+
+def test_a_node_that_was_not_in_the_ring_for_a_while(journaling: Desk) -> None:
+    """Guard: `forget_all_but`. W has passed without the node, so its generation of before is not known any more."""
+    desk, node, generation = journaling, journaling.node, journaling.generation()
+    desk.node = GuardedNode("b")
+    desk.again(10)
+    desk.step()
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(20)
+    desk.step()
+    assert desk.dispatcher.confirm() == 20
+    MemoryStore.invalidate(node, [GUARD])
+    desk.node = node
+    desk.again(20)
+    desk.step()
+    assert desk.generation() != generation
+
+
+@pytest.mark.parametrize("void", [False, True], ids=["generation", "void"])
+def test_nobody_was_guarded_for_a_while(journaling: Desk, void: bool) -> None:
+    """Guard: `_forget`. A process without guards tells nothing under a generation, and waits for none."""
+    desk, guarded, generation = journaling, journaling.terms, journaling.generation()
+    if void:
+        desk.node.away = True
+        desk.dispatcher.bump("truncate")
+        for _ in range(8):
+            desk.step(1.0)
+        desk.node.away = False
+    desk.terms = Terms(naming=Naming(guarded=False), guard_ttl=TTL, journal=guarded.journal)
+    desk.again(10)
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(20)
+    desk.step()
+    assert desk.dispatcher.confirm() == 20
+    MemoryStore.invalidate(desk.node, [GUARD])
+    desk.terms = guarded
+    desk.again(20)
+    desk.step()
+    assert desk.generation() != generation
+
+
+def test_the_slot_may_have_been_lent(journaling: Desk) -> None:
+    """Guard: `begin` waits for others. A daemon that had the slot in between may have written a record just now."""
+    desk = journaling
+    desk.node.away = True
+    desk.now += 1000
+    desk.dispatcher.begin("system", 10, desk.now, known=True)
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(20)
+    for _ in range(10):
+        desk.step(2.0)
+    assert desk.dispatcher.acknowledged == 0
+    for _ in range(70):
+        desk.step(2.0)
+    assert desk.dispatcher.acknowledged == 20
+
+
+def test_nothing_to_do_without_the_slot(desk: Desk) -> None:
+    """A node that has failed is no reason to turn while nothing may be written there."""
+    desk.node.away = True
+    desk.step(TTL)
+    desk.node.away = False
+    desk.step(TTL, vouched=False)
+    assert desk.dispatcher.next_due(desk.now) is None
+    desk.dispatcher.put({b"a1": 0.0})
+    assert desk.dispatcher.next_due(desk.now) == 0
+
+
+def test_a_journal_that_cannot_be_opened(tmp_path: Path) -> None:
+    """Guard: `_open_mailboxes` opens all nodes or none. The next attempt knows no more than the first one."""
+    desk = Desk()
+    path = tmp_path / "slot" / "b.journal"
+    nodes = GuardedNode("a"), GuardedNode("b")
+    terms = Terms(naming=Naming(), guard_ttl=TTL, journal=tmp_path)
+    dispatcher = Dispatcher([FakeRing(*nodes)], RULES, terms, desk.notes, desk.woken.set, "slot")  # type: ignore[arg-type]
+    path.mkdir(parents=True)
+    assert not dispatcher.knows("system", 10)
+    with pytest.raises(SourceError):
+        dispatcher.begin("system", 10, desk.now, known=False)
+    path.rmdir()
+    assert not dispatcher.knows("system", 10)
+    dispatcher.begin("system", 10, desk.now, known=False)
+    assert set(dispatcher._mailboxes) == {"a", "b"}
+    dispatcher.close()
+    desk.dispatcher.close()
+
+
+def test_a_shard_that_vouches_for_less() -> None:
+    """Guard: pulses name functions. What one of two daemons cannot vouch for, the other one does not either."""
+    desk = Desk(others=("shard_b",))
+    MemoryStore.lease_set(desk.node, _lease(desk.node, pulse_key("shop", "shard_b")), 1, b"%016x " % 5, TTL)
+    desk.step()
+    record = desk.node.record()
+    assert record is not None
+    assert record.rules == set()
+    desk.dispatcher.close()
+
+
+def test_a_pulse_of_a_process_that_was_stopped() -> None:
+    """Guard: `until` is compared before a pulse, too. Others would vouch for what the slot's next holder has missed."""
+    desk = Desk(others=("shard_b",))
+    [box] = desk.dispatcher._mailboxes.values()
+    assert box.keeper is not None
+    assert box.keeper.write(time.monotonic()) is None
+    assert desk.node.look(pulse_key("shop", "slot")) is None
+    desk.dispatcher.close()
+
+
+def _lease(node: GuardedNode, key: bytes) -> Lease:
+    answer = node.lease_get(key, 10)
+    assert isinstance(answer, Lease)
+    return answer
