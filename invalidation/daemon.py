@@ -150,6 +150,7 @@ class Daemon:
             self._budget.spend(reason)
         self._monitor.gap(reason)
         self._gap, self._gap_since = reason, time.monotonic()
+        self._dispatcher.doubt()
 
     def _turn(self) -> None:
         if self._session is None:
@@ -164,6 +165,7 @@ class Daemon:
 
     def _look_out(self, follower: Follower) -> None:
         """Hear what the catalogues say; changes that may not have been sent end the conversation."""
+        finished = self._watch.finished  # before what it has found is taken: later finds are of a later look
         findings = self._watch.take()
         if findings is not None:
             self._monitor.drifted(findings)
@@ -174,10 +176,10 @@ class Daemon:
         if self._gap is not None:
             raise SourceError(self._gap)
         if follower.drifts:
-            self._await_look(follower)
+            self._await_look(follower, finished)
 
-    def _await_look(self, follower: Follower) -> None:
-        """Hold W at commands that may have changed the catalogues until a look that began after them.
+    def _await_look(self, follower: Follower, finished: int) -> None:
+        """Hold W at commands that may have changed the catalogues until a look that began after them has `finished`.
 
         Around some of them changes may not have been sent, whatever the look finds: every node gets a new generation.
         """
@@ -186,7 +188,7 @@ class Daemon:
             self._dispatcher.bump(f"{losing[0]} ran on the primary")
         if len(follower.drifts) > self._looked_for:
             self._look, self._looked_for = self._watch.ask(), len(follower.drifts)
-        elif self._watch.finished >= self._look:
+        elif finished >= self._look:
             self._looked_for = 0
             follower.looked()
 
@@ -197,9 +199,8 @@ class Daemon:
         self._monitor.disconnected(reason, self._delay)
 
     def _finish(self) -> None:
-        if self._session is None:
-            return
-        complete = self._session.follower.drain(self._ear, self._hush)
+        session = self._session  # without one, a spare has nothing in flight, and others leave that to the next daemon
+        complete = not self._began if session is None else session.follower.drain(self._ear, self._hush)
         event(logging.INFO if complete else logging.WARNING, "stopped", drained=complete)
 
     def _open(self) -> _Session | None:
@@ -245,6 +246,7 @@ class Daemon:
         ((in_recovery,),) = replication.query("select pg_is_in_recovery()")
         reason = self._past.differs(str(system), int(timeline or 0), in_recovery=in_recovery == "t")
         if reason is not None:
+            self._readers.released = self._past.needed = 0  # these were positions of another log
             self._note_gap(reason)
         return str(system)
 
