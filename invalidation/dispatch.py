@@ -131,6 +131,14 @@ class Dispatcher:
             self._observer.journal_failed("*", error)
         return self._reported
 
+    def doubt(self) -> None:
+        """Note on disk that changes may be missing: until there are new generations, its finder knows nothing."""
+        if self._journal is not None and self._system:
+            try:
+                self._journal.save(Position(self._system, self._reported, None))
+            except JournalError as error:
+                self._observer.journal_failed("*", error)
+
     def put(self, keys: dict[bytes, float], explicit: dict[bytes, float] | None = None) -> None:
         """Hand over keys of a visible transaction, each with the s it may be served stale.
 

@@ -199,6 +199,8 @@ class Follower:
         """Let W pass what is done; not a command that may have changed the catalogues before somebody has looked."""
         position = None if self.drifts or self._gate.doubtful else self._held.settle()
         if position is not None:
+            for end in [end for end in self._drifting if end <= position]:
+                del self._drifting[end]
             self._dispatcher.advance(position)
 
     def looked(self) -> None:
@@ -226,7 +228,7 @@ class Follower:
         self._dispatcher.put(touched.keys, touched.explicit)
         if touched.everything is not None:
             self._dispatcher.bump(touched.everything)
-        self.drifts += self._drifting.pop(transaction.end_lsn, ())
+        self.drifts += self._drifting.get(transaction.end_lsn, ())  # once more when the last of several is visible
         self._recent.append((transaction.end_lsn, transaction.committed_at))
         self._monitor.gate_passed(waited)
 

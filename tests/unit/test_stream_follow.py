@@ -389,3 +389,21 @@ def test_what_gives_up_everything_is_handed_over_when_it_is_visible(rig: Rig) ->
     rig.gate.view = ALL
     rig.until(100)
     assert (bumps, puts) == (["keys"], [{b"named": 5.0}])
+
+
+def test_a_command_that_becomes_visible_last(rig: Rig) -> None:
+    """Guard: `_drifting` is kept until W passes. A look before all of what came at once is visible is not enough."""
+    rig.gate.view = running(7)
+    rig.server.frames.append(data(b"B" + struct.pack("!QqI", 99, 0, 7)))
+    rig.server.frames.append(message(b"ALTER PUBLICATION", prefix=b"leasecache.ddl"))
+    rig.server.frames.append(data(b"C" + struct.pack("!BQQq", 0, 99, 100, 0)))
+    rig.transaction(200, xid=8)
+    rig.turn(5)
+    rig.follower.looked()
+    rig.gate.view = running()
+    rig.turn(10)
+    assert rig.follower.drifts == ["ALTER PUBLICATION"]
+    assert set(rig.server.acknowledged) == {0}
+    rig.follower.looked()
+    rig.until(200)
+    assert not rig.follower._drifting
