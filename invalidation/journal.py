@@ -1,8 +1,9 @@
 """What nodes could not be told, on disk, so that the source need not keep its log for them.
 
 A directory for one slot: `position` holds the last W that was reported, and each node has a file of lines: `g` its
-generation, with the run of the server and what the record named, `k` a key, `v` everything is void. A key is in the file, and the file on disk, before W passes it. A line
-cut off by a crash was never counted on; anything else that cannot be read makes the node's generation void.
+generation, with the run of the server and what the record named, `k` a key, `v` everything is void. A key is in the
+file, and the file on disk, before W passes it. A line cut off by a crash was never counted on; anything else that
+cannot be read makes the node's generation void.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ MIB = 2**20
 
 
 class JournalError(Exception):
-    """The journal cannot be written: the disk is full, or the directory is gone."""
+    """The journal cannot be written or read: the disk is full, or the directory is gone."""
 
 
 class Position(NamedTuple):
@@ -186,9 +187,9 @@ class NodeJournal:
             self.size += len(data)
 
     def entries(self, most: int) -> Entries:
-        """Return the oldest keys, `most` of them at most."""
+        """Return the oldest keys, `most` of them at most. Raises JournalError."""
         keys: list[bytes] = []
-        with self._path.open("rb") as file:
+        with _as_journal_error(self._path, "read"), self._path.open("rb") as file:
             file.seek(self._begin)
             while len(keys) < most and (line := file.readline()):
                 if line[:1] == b"k":
@@ -300,8 +301,8 @@ def _read_standing(text: bytes) -> Standing:
 
 
 @contextlib.contextmanager
-def _as_journal_error(path: Path) -> Iterator[None]:
+def _as_journal_error(path: Path, what: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise JournalError(f"cannot write the journal {path}: {error.strerror or error}") from None
+        raise JournalError(f"cannot {what} the journal {path}: {error.strerror or error}") from None

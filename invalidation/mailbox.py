@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from leasecache.errors import GuardError, NodeError
+from leasecache.errors import ConfigError, GuardError, NodeError
 from leasecache.guard import LONGEST, Record, wire_key
 from leasecache.invalidation.journal import Entries, JournalError, NodeJournal, Standing
 from leasecache.invalidation.keeper import Keeper, Written
@@ -122,6 +122,7 @@ class Mailbox:
         self._retry_at = 0.0  # monotonic s
         self._journal_at = 0.0  # monotonic s of the next entry
         self._journaled = 0  # everything before this position is in the journal
+        self._met = False  # the node has answered once
         self._unnoted = False  # the journal does not have the generation that the node has
 
     def __len__(self) -> int:
@@ -177,7 +178,7 @@ class Mailbox:
     def step(self, now: float, observer: Observer, *, vouched_until: float) -> None:
         """Collect a finished job and begin the next one; the slot is ours, and records may be written, until then.
 
-        Raises what a node raised, unless it is a NodeError.
+        Raises what a node raised, unless it is a NodeError, or says of a node that was in order what is wrong with it.
         """
         if self._future is not None and self._future.done():
             self._collect(self._future, now, observer)
@@ -187,7 +188,11 @@ class Mailbox:
         if self._future is None and self._journals and now >= self._journal_at:
             self._write_journal(now, observer)
         if self._future is None and now >= self._retry_at:
-            self._submit(now, vouched_until)
+            try:
+                self._submit(now, vouched_until)
+            except JournalError as error:  # what this node has missed cannot be read; the other nodes go on
+                self._retry_at = now + JOURNAL_EVERY
+                observer.journal_failed(self.node.name, error)
 
     def restart(self) -> None:
         """Forget positions and keep keys: a new stream repeats the rest, perhaps on another timeline."""
@@ -205,6 +210,7 @@ class Mailbox:
         self._future = None
         error = future.exception()
         if error is None:
+            self._met = True
             if self._failing_since is not None:
                 self._failing_since, self._delay = None, 0.0
                 observer.node_recovered(self.node.name)
@@ -217,6 +223,8 @@ class Mailbox:
         self._batch = Parcel()
         self._delay = min(max(self._delay * 2, RETRY_FIRST), RETRY_MOST)
         self._retry_at = now + self._delay
+        if self._met and isinstance(error, ConfigError):  # replaced by another version, or its password has changed
+            error = NodeError(str(error))
         if not isinstance(error, NodeError):
             raise error
         if self._failing_since is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from leasecache.errors import NodeError, SourceError
+from leasecache.errors import ConfigError, NodeError, SourceError
 from leasecache.guard import RECORD_FLAGS, Record, guard_key, pulse_key, wire_key
 from leasecache.invalidation.dispatch import VOUCHED_FOR, Dispatcher, Terms
 from leasecache.invalidation.keeper import CLOCK_SLACK, SUCCESSOR_WAIT
@@ -812,3 +812,43 @@ def _lease(node: GuardedNode, key: bytes) -> Lease:
     answer = node.lease_get(key, 10)
     assert isinstance(answer, Lease)
     return answer
+
+
+def test_a_node_that_is_replaced_by_one_that_cannot_serve(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: `_met`. What would be wrong settings at the start is a node that failed later: the other ones go on."""
+
+    def refuse() -> None:
+        raise ConfigError("it runs with -C (no CAS)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(desk.node, "_check", refuse)
+        desk.dispatcher.put({b"a1": 0.0})
+        desk.dispatcher.advance(5)
+        desk.step()
+        assert desk.dispatcher.acknowledged == 0
+    desk.step(1.0)
+    assert desk.dispatcher.acknowledged == 5
+    new = Desk()
+    monkeypatch.setattr(new.node, "_check", refuse)
+    with pytest.raises(ConfigError):
+        new.step()
+    new.dispatcher.close()
+
+
+def test_a_journal_that_cannot_be_read(journaling: Desk, tmp_path: Path) -> None:
+    """Guard: `step` catches it. W stays, the loop and the other nodes go on, and the next process renews."""
+    desk, generation = journaling, journaling.generation()
+    desk.node.away = True
+    desk.dispatcher.put({b"a1": 0.0})
+    desk.dispatcher.advance(20)
+    for _ in range(8):
+        desk.step(1.0)
+    desk.node.away = False
+    [path] = (tmp_path / "slot").glob("*.journal")
+    path.unlink()
+    for _ in range(3):
+        desk.step(JOURNAL_EVERY)
+    assert (desk.dispatcher.acknowledged, desk.notes.seen["a journal failed"] > 0) == (10, True)
+    desk.again(10)
+    desk.step()
+    assert desk.generation() != generation
