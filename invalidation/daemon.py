@@ -25,7 +25,7 @@ from leasecache.invalidation.readers import Readers
 from leasecache.invalidation.recovery import Budget, await_arrival, renew_slot
 from leasecache.invalidation.router import Router
 from leasecache.invalidation.settings import SourceSettings
-from leasecache.invalidation.source import Replication, ask, connect, redact
+from leasecache.invalidation.source import Replication, SlotInUseError, ask, connect, redact
 from leasecache.invalidation.status import Monitor
 from leasecache.invalidation.stream import MOST_KEYS, Stream, status_update
 from leasecache.invalidation.tenure import Tenure
@@ -107,6 +107,7 @@ class Daemon:
         self._looked_for = 0  # because of how many commands
         self._delay = 0.0
         self._began = 0.0
+        self._stood_by = False
 
     def stop(self) -> None:
         """Ask for the end; safe in a signal handler and from any thread."""
@@ -133,7 +134,7 @@ class Daemon:
             self._note_gap(str(error))
             self._lost(str(error))
         except SourceError as error:
-            if not self._began:
+            if not (self._began or self._stood_by):
                 raise ConfigError(str(error)) from None  # it has never worked: somebody is there to read this
             self._lost(str(error))
         except LeasecacheError:
@@ -215,7 +216,11 @@ class Daemon:
             if not self._await_slot(replication):
                 return None
             sender_timeout = float(replication.query(_TIMEOUT)[0][0] or 0)
-            replication.start(self._source.slot, self._source.publication)
+            try:
+                replication.start(self._source.slot, self._source.publication)
+            except SlotInUseError:  # somebody was faster
+                self._stood_by = True
+                raise
             self._began = time.monotonic()
             confirmed = self._confirmed()  # from here on nobody else moves it
             self._readers.released = max(self._readers.released, confirmed)
@@ -258,6 +263,7 @@ class Daemon:
                 raise GapError(f"slot {self._source.slot!r} {'has lost changes' if states else 'is gone'}")
             if states[0][2] is None:
                 return True
+            self._stood_by = True
             self._monitor.standing_by(f"slot {self._source.slot!r} is in use by process {states[0][2]} of the server")
             if not self._rest(SPARE_EVERY):
                 return False

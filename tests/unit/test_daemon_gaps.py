@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from leasecache.errors import SourceError
+from leasecache.errors import ConfigError, SourceError
 from leasecache.invalidation.daemon import Daemon, Work
 from leasecache.invalidation.dispatch import Terms
 from leasecache.invalidation.drift import Loss
@@ -113,6 +113,21 @@ def test_positions_of_another_log(daemon: Making, system: str, timeline: str) ->
     assert running._readers.released == 10**9
     running._recognise(FakeSource(system, timeline))  # type: ignore[arg-type]
     assert (running._readers.released, running._gap is not None) == (0, True)
+
+
+def test_a_spare_whose_server_restarts(daemon: Making, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard: `_stood_by`. A source that is away is wrong settings only to who has never seen the slot."""
+    running = daemon()
+    monkeypatch.setattr(running, "_rest", lambda seconds: False)
+
+    def broken() -> None:
+        raise SourceError("the server restarts")
+
+    with pytest.raises(ConfigError):
+        running._guarded(broken)
+    held: Any = SimpleNamespace(query=lambda sql: [("reserved", "0/0", "7")])
+    assert not running._await_slot(held)
+    running._guarded(broken)
 
 
 def _position() -> Position:
