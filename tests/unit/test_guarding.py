@@ -852,3 +852,17 @@ def test_a_journal_that_cannot_be_read(journaling: Desk, tmp_path: Path) -> None
     desk.again(10)
     desk.step()
     assert desk.generation() != generation
+
+
+def test_conversations_that_come_and_go(desk: Desk) -> None:
+    """Guard: `TENURES` bounds what a node's keeper remembers of conversations; a cleared cache is still taken over."""
+    [box] = desk.dispatcher._mailboxes.values()
+    assert box.keeper is not None
+    for _ in range(300):
+        desk.dispatcher.begin("system", 0, desk.now, known=True)
+    desk.step()
+    ours = desk.node.record()
+    assert ours is not None
+    desk.node.write(Record(generation=77, tenure=ours.tenure, rings=ours.rings, rules=ours.rules))
+    desk.step(TTL)
+    assert (desk.generation(), len(box.keeper._tenures)) == (77, 100)
