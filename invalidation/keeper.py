@@ -7,6 +7,7 @@ under which nothing has been stored yet.
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from leasecache.lease import Hit, Lease, Stale, Stored, Token, Wait
 
 STUB_FOR = 10.0  # s that a node keeps the place of a record that is about to be written
 ATTEMPTS = 5  # at a record that others write meanwhile
+TENURES = 100  # that are remembered: conversations may come and go for months
 RENEWALS = 4  # within the life of a record ...
 RENEWED_AFTER = 15.0  # s at most, to notice soon that a node has lost it
 FOREVER = 30 * 86_400.0  # s
@@ -70,7 +72,7 @@ class Keeper:
         self._charter = charter
         self._life = charter.ttl or FOREVER
         self._tenure = 0
-        self._tenures: set[int] = set()  # those of this process
+        self._tenures: deque[int] = deque(maxlen=TENURES)  # those of this process
         self.run: str | None = None  # of the server that the generation was written to
         self._renew_at = 0.0  # monotonic s
 
@@ -79,7 +81,7 @@ class Keeper:
         if not known:
             self.generation = None  # before the tenure, as a `write` may be about to read both
         self._tenure = tenure
-        self._tenures.add(tenure)
+        self._tenures.append(tenure)
         self._renew_at = now
         self.sent_at = max(self.sent_at, now + SUCCESSOR_WAIT)  # another daemon may have had the slot till now
 
