@@ -8,7 +8,7 @@ import pytest
 
 from leasecache._accel import IMPL
 
-pytest_plugins = ["tests.fix_servers", "tests.fix_redis", "tests.fix_stores", "tests.fix_callers"]
+pytest_plugins = ["tests.fix_servers", "tests.fix_redis", "tests.fix_stores", "tests.fix_callers", "tests.fix_desk"]
 
 hypothesis.settings.register_profile("leasecache", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("leasecache")

@@ -16,7 +16,7 @@ from leasecache.invalidation.mailbox import Naming
 from leasecache.invalidation.router import Router
 from leasecache.invalidation.settings import SourceSettings
 from leasecache.invalidation.status import Monitor
-from tests.unit.test_guarding import RULES, GuardedNode
+from tests.fix_desk import RULES, GuardedNode
 from tests.unit.test_stream_dispatch import FakeRing
 
 Making = Callable[[], Daemon]
