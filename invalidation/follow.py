@@ -36,6 +36,7 @@ class Limits:
     frames: int = 2_000  # read per turn
     flood: int = 64  # frames at once that show the source to be ahead of us ...
     collect: float = 0.002  # s to let more of them arrive then: a call to the system for each would cost most of all
+    leave: float = 1.0  # s that the source may take no other connection of ours before this one is ended
     drain: float = 10.0  # s to finish what is in flight when told to stop
 
 
@@ -68,6 +69,7 @@ class Follower:
         self._reported_at = 0.0
         self._reported = 0
         self._heard_at = time.monotonic()
+        self._alone_since: float | None = None  # monotonic s since which the source takes no other connection
         self.drifts: list[str] = []  # commands that may have changed the catalogues, visible now; see `looked`
         self._commands: list[str] = []  # the same of the transaction that comes next
         self._drifting: dict[int, list[str]] = {}  # the same of those that are held, by their ends
@@ -93,7 +95,17 @@ class Follower:
         self._pass_gate(now)
         self._dispatcher.step(now)
         self._observe()
+        self._leave(now)
         self._report(time.monotonic())
+
+    def _leave(self, now: float) -> None:
+        """End the conversation with a source that takes no other connection: it may be stopping, and wait for W."""
+        if self._gate.server is not None:
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = now
+        elif now - self._alone_since > self._limits.leave:
+            raise SourceError("the source takes no other connection; it may be shutting down, and must not wait for us")
 
     def _full(self) -> bool:
         return len(self._held) + self._held.keys + len(self._dispatcher) > self._limits.pending
@@ -116,6 +128,8 @@ class Follower:
         progress = self._dispatcher.acknowledged > self._reported
         due = self._reported_at + (self._limits.acknowledge_every if progress else self._limits.status_every)
         due = min(due, self._next_question(), self._read_at if reading and now < self._read_at else math.inf)
+        if self._alone_since is not None:
+            due = min(due, self._alone_since + self._limits.leave)
         node = self._dispatcher.next_due(now)
         return due if node is None else min(due, now + node)
 

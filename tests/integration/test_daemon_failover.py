@@ -98,3 +98,17 @@ def test_a_slot_whose_log_is_gone(fragile_world: Fragile) -> None:
         wait_until(lambda: "event=gap-recovered" in daemon.log(), WITHIN, "recovery")
         wait_until(lambda: get_media.lookup(1).state == "fresh", WITHIN, daemon.log())
         assert (get_media(1), generation(world) != before) == ("unseen", True)
+
+
+def test_the_source_can_be_stopped_while_w_is_held(fragile_world: Fragile) -> None:
+    """Guard: `Follower._leave`. A server that stops waits for its walsenders; one whose W is held must not keep it up."""
+    world = fragile_world("standby")
+    daemon = world.daemon.start().streaming()
+    world.memcached.pause()
+    world.write("insert into media values (1, 'first')")
+    wait_until(lambda: daemon.metric("pending_keys") > 0, WITHIN, "a key that nobody acknowledges")
+    world.source.stop()
+    world.memcached.resume()
+    world.source.start()
+    world.catch_up()
+    world.await_confirmed(world.written())

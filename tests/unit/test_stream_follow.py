@@ -70,6 +70,7 @@ class FakeGate:
         self.asked = False
         self.view: View | None = ALL
         self.sockets: list[int] = []
+        self.server: str | None = "the source"
         self.due: float | None = None
         self.released = 0
         self.questions = 0
@@ -407,3 +408,16 @@ def test_a_command_that_becomes_visible_last(rig: Rig) -> None:
     rig.follower.looked()
     rig.until(200)
     assert not rig.follower._drifting
+
+
+def test_a_source_that_takes_no_other_connection(rig: Rig) -> None:
+    """Guard: `_leave`. A server that stops waits for its walsenders: the conversation ends, but not for a blip."""
+    rig.gate.server = None
+    rig.turn()
+    rig.gate.server = "the source"
+    rig.turn()
+    rig.gate.server = None
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="takes no other connection"):
+        rig.until(10**9)
+    assert time.monotonic() >= began + Limits().leave
