@@ -101,7 +101,7 @@ def test_a_slot_whose_log_is_gone(fragile_world: Fragile) -> None:
 
 
 def test_the_source_can_be_stopped_while_w_is_held(fragile_world: Fragile) -> None:
-    """Guard: `Follower._leave`. A server that stops waits for its walsenders; one whose W is held must not keep it up."""
+    """Guard: `Follower._leave`. A server that stops waits for its walsenders; one whose W is held leaves it."""
     world = fragile_world("standby")
     daemon = world.daemon.start().streaming()
     world.memcached.pause()
