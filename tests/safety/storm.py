@@ -111,7 +111,8 @@ class Storm:
     def _set_up(self) -> None:
         enter = self._stack.enter_context
         directory = Path(enter(tempfile.TemporaryDirectory()))
-        self.primary = enter(PostgresServer(18))
+        # A server that is told to stop waits so long for a walsender whose client is cut off.
+        self.primary = enter(PostgresServer(18, settings={"wal_sender_timeout": "10s"}))
         self.source = self.primary if self.options.source == "primary" else enter(self.primary.standby())
         self.primary.query("create table media (id int primary key, version int not null)")
         self.primary.query(f"insert into media select i, 0 from generate_series(0, {ROWS - 1}) i")
@@ -264,7 +265,7 @@ class Storm:
         if self.source is not self.primary:
             faults.append(self.restart_standby)
         while time.monotonic() < until and not self.over.is_set():
-            fault = self._random.choice(faults)
+            fault = self._random.choice(faults) if self.report.faults else self.kill_daemon  # which none is without
             self.report.faults[fault.__name__] += 1
             fault()
             self.over.wait(self._random.choice([0.05, 0.5, 1.5]) * self._random.random())
