@@ -31,7 +31,7 @@ class AsyncDriver:
         self._pollers: dict[asyncio.AbstractEventLoop, AsyncPoller] = {}
         self._refreshes: set[asyncio.Task[None]] = set()
         self._perform: dict[type[Any], Perform] = {
-            Get: lambda request, task: _node(self.store.lease_get(*task.ask(request.refresh_ahead))),
+            Get: lambda request, task: _node(self.store.lease_get(*task.ask(*request))),
             Look: lambda request, task: self._poller().wait(request),
             Steal: lambda request, task: _node(
                 self.store.steal(task.key, request.token, request.lease_for, task.profile.mark)
@@ -118,7 +118,7 @@ class AsyncDriver:
 
     async def _together(self, step: Together, load_many: AsyncLoadMany | None) -> Sequence[Any]:
         if step.kind is Get:
-            return await self.store.lease_get_many([task.ask(request.refresh_ahead) for task, request in step.requests])
+            return await self.store.lease_get_many([task.ask(*request) for task, request in step.requests])
         if step.kind is Fill:
             return [_outcome(found) for found in await self.store.lease_set_many([fill for _, fill in step.requests])]
         if step.kind is Spawn and load_many is not None:

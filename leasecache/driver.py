@@ -30,7 +30,7 @@ class Driver:
         self._poller = Poller(store)
         self._background = background
         self._perform: dict[type[Any], Callable[[Any, Task], Any]] = {
-            Get: lambda request, task: self._node(self.store.lease_get, *task.ask(request.refresh_ahead)),
+            Get: lambda request, task: self._node(self.store.lease_get, *task.ask(*request)),
             Look: lambda request, task: self._poller.wait({0: request})[0],
             Steal: lambda request, task: self._node(
                 self.store.steal, task.key, request.token, request.lease_for, task.profile.mark
@@ -103,7 +103,7 @@ class Driver:
 
     def _together(self, step: Together, load_many: LoadMany | None) -> Sequence[Any]:
         if step.kind is Get:
-            return self.store.lease_get_many([task.ask(request.refresh_ahead) for task, request in step.requests])
+            return self.store.lease_get_many([task.ask(*request) for task, request in step.requests])
         if step.kind is Fill:
             return [_outcome(found) for found in self.store.lease_set_many([fill for _, fill in step.requests])]
         if step.kind is Spawn and load_many is not None:

@@ -151,10 +151,23 @@ def _won(task: Task, lease: Lease) -> Reading:
         return (yield from load_unleased(task))
     task.profile.stats.won += 1
     entry = _in_hand(task, lease)
-    if entry is None:
-        return (yield from refresh(task, lease))
-    yield Spawn(lease)
-    return entry
+    if entry is not None:
+        yield Spawn(lease)
+        return entry
+    if lease.value is None and _is_too_short(task, lease.token):
+        return (yield from _load_longer(task, lease))
+    return (yield from refresh(task, lease))
+
+
+def _load_longer(task: Task, lease: Lease) -> Reading:
+    """Exchange a lease for a longer one, then load; None when somebody else has come between."""
+    yield Release(lease)
+    answer: Answer | NodeError = yield Get(lease_for=_grant(task))
+    if not isinstance(answer, Lease):
+        return None
+    if answer.token is not None:
+        _deadline(task, answer.token)  # known from now on, so it is not taken for too short
+    return (yield from _won(task, answer))
 
 
 def _in_hand(task: Task, lease: Lease) -> Entry | None:
@@ -272,6 +285,10 @@ def _deadline(task: Task, token: Token) -> float:
     return task.local.holders.deadline(task.key, token, patience, policy.lease_for, time.monotonic())
 
 
+def _is_too_short(task: Task, token: Token) -> bool:
+    return task.local.holders.is_too_short(task.key, token, task.policy.lease_for, time.monotonic())
+
+
 def _grant(task: Task) -> float:
     return task.local.holders.grant(task.key, task.policy.lease_for)
 
@@ -305,6 +322,7 @@ def _load(task: Task, lease: Lease, flight: Flight) -> Flow:
     """Load under the lease and store; the value answers the callers of `flight` even when the store is refused."""
     landed = None
     try:
+        began = time.monotonic()
         try:
             value = yield from _run_loader(task)
             flags, body = _encode(task, value)
@@ -316,7 +334,7 @@ def _load(task: Task, lease: Lease, flight: Flight) -> Flow:
         ttl = task.policy.ttl_of(value is None) * (1 - random.random() * task.policy.jitter)
         outcome: Stored | Refused = yield Fill(lease, flags, body, ttl)
         stored = isinstance(outcome, Stored)
-        _note(task, stored)
+        _note(task, lease, stored, began)
         landed = Landed(flags, body, stored, ttl if stored else None)
         return Entry(value, "loaded" if stored else "uncached", landed.expires_in)
     finally:
@@ -337,11 +355,14 @@ def _run_loader(task: Task) -> Generator[Request, Any, Any]:
     return value
 
 
-def _note(task: Task, stored: bool) -> None:
+def _note(task: Task, lease: Lease, stored: bool, began: float) -> None:
     if stored:
         task.local.holders.drop(task.key)
-    else:
-        task.profile.stats.refused += 1
+        return
+    task.profile.stats.refused += 1
+    if lease.token is not None:
+        now = time.monotonic()
+        task.local.holders.outlived(task.key, lease.token, now - began, task.policy.lease_for, now)
 
 
 def _landed(task: Task, landed: Landed) -> Entry | None:

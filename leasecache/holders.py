@@ -45,10 +45,8 @@ class Holders:
         with self._lock:
             holder = self._by_key.get(key)
             if holder is None or holder.cas != token.cas:
-                holder = self._by_key[key] = _Holder(token.cas, now, _thefts(holder, patience, lease_for, now))
-                if len(self._by_key) > KNOWN:
-                    self._by_key.popitem(last=False)
-            self._by_key.move_to_end(key)
+                holder = _Holder(token.cas, now, _thefts(holder, patience, lease_for, now))
+            self._keep(key, holder)
             return holder.since + _time(holder.thefts, patience, lease_for)
 
     def grant(self, key: bytes, lease_for: float) -> float:
@@ -61,14 +59,38 @@ class Holders:
             thefts = holder.thefts if holder is not None else 0
             return min(_time(1 + thefts, lease_for, lease_for) + TICK, LEASE_MOST)
 
+    def outlived(self, key: bytes, token: Token, seconds: float, lease_for: float, now: float) -> None:
+        """Note a load of this process that was refused after `seconds`, most of its lease: it had ended by itself."""
+        if seconds < _most(lease_for):
+            return
+        with self._lock:
+            self._keep(key, self._by_key.get(key) or _Holder(token.cas, now - seconds))
+
+    def is_too_short(self, key: bytes, token: Token, lease_for: float, now: float) -> bool:
+        """Tell whether `token`, a lease of `lease_for` s that this process has just won, follows one that ran out."""
+        with self._lock:
+            before = self._by_key.get(key)
+            return before is not None and before.cas != token.cas and _thefts(before, lease_for, lease_for, now) > 0
+
     def drop(self, key: bytes) -> None:
         """Forget a key whose value has been stored."""
         with self._lock:
             self._by_key.pop(key, None)
 
+    def _keep(self, key: bytes, holder: _Holder) -> None:
+        self._by_key[key] = holder
+        self._by_key.move_to_end(key)
+        if len(self._by_key) > KNOWN:
+            self._by_key.popitem(last=False)
+
 
 def _time(thefts: int, patience: float, lease_for: float) -> float:
     return min(patience * 2.0 ** min(thefts, 64), max(patience, LONGEST * lease_for))
+
+
+def _most(seconds: float) -> float:
+    """Return from when on a lease of `seconds` may have ended by itself."""
+    return max(seconds - TICK, MOST * seconds)
 
 
 def _thefts(before: _Holder | None, patience: float, lease_for: float, now: float) -> int:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from leasecache.codecs import Codec
 from leasecache.errors import GuardError
@@ -112,11 +112,11 @@ class Task:
         return Ask(self.key, self.policy.lease_for if lease_for is None else lease_for, ahead, self.profile.mark)
 
 
-@dataclass(frozen=True, slots=True)
-class Get:
+class Get(NamedTuple):
     """Send a lease-get; resumed with its answer, or the NodeError."""
 
     refresh_ahead: float | None = None  # s, None = the policy's
+    lease_for: float | None = None  # s, None = the policy's
 
 
 @dataclass(slots=True, eq=False)

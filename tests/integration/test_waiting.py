@@ -213,24 +213,43 @@ def test_slow_loader_gets_to_store_although_others_steal(memcached: MemcachedSer
     assert counted.value <= 3
 
 
-def test_loader_slower_than_its_lease_stores_at_the_second_attempt(cache: Cache) -> None:
-    """A load of 1.6 s under a lease of 1 s is refused; who outlasted it has a lease of 2 s.
+def test_loader_slower_than_its_lease_stores_at_the_second_attempt(cache: Cache, elsewhere: Cache) -> None:
+    """A load of 2.5 s under a lease of 2 s is refused; who outlasted it in another process has a lease of 5 s.
 
     The guard is Holders.grant: under leases of lease_for no load would ever be stored.
     """
     loads: list[int] = []
+    started = threading.Event()
 
-    @cache.cached("item:{n}", ttl=60, wait_for=20, lease_for=1)
-    def item(n: int) -> int:
+    def load(n: int) -> int:
         loads.append(n)
-        time.sleep(1.6)
+        started.set()
+        time.sleep(2.5)
         return n
 
+    first, second = (each.cached("item:{n}", ttl=60, wait_for=20, lease_for=2)(load) for each in (cache, elsewhere))
     with ThreadPoolExecutor(10) as pool:
-        states = [future.result().state for future in [pool.submit(item.lookup, 1) for _ in range(10)]]
-    assert item.lookup(1).state == "fresh"
-    assert len(loads) <= 3
-    assert "loaded" in states
+        slow = pool.submit(first.lookup, 1)
+        assert started.wait(10)
+        states = [future.result().state for future in [pool.submit(second.lookup, 1) for _ in range(9)]]
+    assert slow.result().state == "uncached"
+    assert sorted(set(states)) == ["fresh", "loaded"]
+    assert first.lookup(1).state == "fresh"
+    assert len(loads) == 2
+
+
+def test_loader_slower_than_its_lease_stores_at_its_second_call(cache: Cache) -> None:
+    """A process that nobody waits for remembers that its lease of 1 s ran out, and asks for one of 3 s.
+
+    The guard is Holders.outlived: without it a function that is always slower than lease_for would never be cached.
+    """
+
+    @cache.cached("item:{n}", ttl=60, lease_for=1)
+    def item(n: int) -> int:
+        time.sleep(1.2)
+        return n
+
+    assert [item.lookup(1).state for _ in range(3)] == ["uncached", "loaded", "fresh"]
 
 
 def _hold_and_die(url: str, ready: Any) -> None:

@@ -156,3 +156,17 @@ def test_holders_are_forgotten_from_the_oldest_on() -> None:
         holders.deadline(b"%d" % n, HELD, 1.0, 10.0, now=0.0)
     assert holders.deadline(b"4999", HELD, 1.0, 10.0, now=0.5) == 1.0
     assert holders.deadline(b"0", HELD, 1.0, 10.0, now=0.5) == 1.5
+
+
+def test_a_lease_after_one_that_ran_out_under_its_load_is_too_short() -> None:
+    """A load that was refused after most of its lease outlived it; one that was refused soon was invalidated."""
+    holders = Holders()
+    holders.outlived(b"k", HELD, 8.9, 10.0, now=20.0)
+    assert not holders.is_too_short(b"k", OTHER, 10.0, now=20.0)
+    holders.outlived(b"k", HELD, 9.1, 10.0, now=20.0)
+    assert holders.is_too_short(b"k", OTHER, 10.0, now=20.0)
+    assert not holders.is_too_short(b"other", OTHER, 10.0, now=20.0)
+    holders.deadline(b"k", OTHER, 10.0, 10.0, now=20.0)
+    assert not holders.is_too_short(b"k", OTHER, 10.0, now=20.0)
+    holders.drop(b"k")
+    assert not holders.is_too_short(b"k", HELD, 10.0, now=20.0)
