@@ -371,9 +371,17 @@ def test_unix_socket(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "memcached.sock"
     command = [str(memcached_program()), "-s", str(path), "-u", getpass.getuser()]
     with subprocess.Popen(command) as server:
-        wait_until(path.exists, 10, "memcached to listen")
-        run(main())
-        server.terminate()
+        try:
+            wait_until(lambda: _listens(path), 30, "memcached to listen")
+            run(main())
+        finally:
+            server.terminate()
+
+
+def _listens(path: Path) -> bool:
+    """Tell whether a server accepts connections there: the path itself is made a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def test_pool_is_no_option_of_an_asynchronous_cache() -> None:
