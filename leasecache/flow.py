@@ -64,6 +64,8 @@ def refresh(task: Task, lease: Lease) -> Flow:
 def renew(task: Task) -> Flow:
     """Load now under a lease, after whoever is loading already: that load may have begun before this call."""
     answer: Answer | NodeError = yield Get(AHEAD_ALWAYS)
+    if isinstance(answer, Lease):
+        answer = yield from _long_enough(task, answer, AHEAD_ALWAYS)
     while isinstance(answer, (Hit, Stale, Wait)) and time.monotonic() < task.wait_until:
         answer = (yield _look(task, answer, task.wait_until, 0.0, AHEAD_ALWAYS)) or answer
     if isinstance(answer, Lease) and answer.token is not None:
@@ -149,25 +151,26 @@ def _hit(task: Task, hit: Hit) -> Reading:
 def _won(task: Task, lease: Lease) -> Reading:
     if lease.token is None:
         return (yield from load_unleased(task))
+    answer = yield from _long_enough(task, lease)
+    if answer is not lease:
+        return (yield from _won(task, answer)) if isinstance(answer, Lease) else None
     task.profile.stats.won += 1
     entry = _in_hand(task, lease)
-    if entry is not None:
-        yield Spawn(lease)
-        return entry
-    if lease.value is None and _is_too_short(task, lease.token):
-        return (yield from _load_longer(task, lease))
-    return (yield from refresh(task, lease))
+    if entry is None:
+        return (yield from refresh(task, lease))
+    yield Spawn(lease)
+    return entry
 
 
-def _load_longer(task: Task, lease: Lease) -> Reading:
-    """Exchange a lease for a longer one, then load; None when somebody else has come between."""
+def _long_enough(task: Task, lease: Lease, refresh_ahead: float | None = None) -> Answering:
+    """Exchange a lease like the one that has run out under a load of this process; returns what the key has then."""
+    if lease.token is None or lease.fresh or not _is_too_short(task, lease.token):
+        return lease  # a fresh value admits a store whatever becomes of its lease
     yield Release(lease)
-    answer: Answer | NodeError = yield Get(lease_for=_grant(task))
-    if not isinstance(answer, Lease):
-        return None
-    if answer.token is not None:
+    answer: Answer | NodeError = yield Get(refresh_ahead, _grant(task))
+    if isinstance(answer, Lease) and answer.token is not None:
         _deadline(task, answer.token)  # known from now on, so it is not taken for too short
-    return (yield from _won(task, answer))
+    return answer
 
 
 def _in_hand(task: Task, lease: Lease) -> Entry | None:
