@@ -13,7 +13,7 @@ from leasecache.config import open_async_store
 from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.metrics import Stats, snapshot
 from leasecache.policy import Policy, PolicyFields
-from leasecache.registry import Registry, check_fill, check_invalidation, check_lease, chosen
+from leasecache.registry import Registry, check_fill, check_given, check_invalidation, check_lease, chosen
 from leasecache.rules import Row
 from leasecache.surface import AsyncCachedFunction, AsyncCachedManyFunction
 
@@ -122,6 +122,7 @@ class AsyncCache(Registry[AsyncDriver]):
 
     async def release(self, lease: Lease) -> None:
         """Give a lease back, so that the next reader wins at once. Raises NodeError."""
+        check_given(lease)
         await self.driver().store.release(lease)
 
     async def invalidate(self, *keys: bytes, stale_for: float = 0) -> None:

@@ -12,7 +12,7 @@ from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.many import CachedManyCore
 from leasecache.metrics import Stats, snapshot
 from leasecache.policy import Policy, PolicyFields
-from leasecache.registry import Registry, check_fill, check_invalidation, check_lease, chosen
+from leasecache.registry import Registry, check_fill, check_given, check_invalidation, check_lease, chosen
 from leasecache.rules import Row
 from leasecache.surface import CachedFunction, CachedManyFunction
 
@@ -132,6 +132,7 @@ class Cache(Registry[Driver]):
 
     def release(self, lease: Lease) -> None:
         """Give a lease back, so that the next reader wins at once. Raises NodeError."""
+        check_given(lease)
         self.driver().store.release(lease)
 
     def invalidate(self, *keys: bytes, stale_for: float = 0) -> None:

@@ -75,6 +75,10 @@ class _Surface(_Shared):
 
         Parameters that are not in the key are given by name and go to every load.
         """
+        if self._self_skip:
+            name, method = self._self_core.name, self.__wrapped__.__name__
+            holder = self.__wrapped__.__qualname__.rpartition(".")[0]
+            raise TypeError(f"{name}: get_many wants an instance, such as {holder}(…).{method}.get_many(…)")
         return self._self_core.get_many(self.__wrapped__, arguments, ignored)
 
     def invalidate(self, *args: Any, **kwargs: Any) -> Any:

@@ -216,10 +216,15 @@ def check_lease(key: object, lease_for: object) -> None:
         raise ConfigError(f"lease_for={lease_for!r} must be from 1 s to {LEASE_MOST} s")
 
 
-def check_fill(lease: object, value: object, ttl: object) -> None:
-    """Refuse what could not be stored as it was meant. Raises TypeError or ConfigError."""
+def check_given(lease: object) -> None:
+    """Refuse what is no lease. Raises TypeError."""
     if not isinstance(lease, Lease):
         raise TypeError(f"a lease is what lease_get has returned, not {type(lease).__name__}")
+
+
+def check_fill(lease: object, value: object, ttl: object) -> None:
+    """Refuse what could not be stored as it was meant. Raises TypeError or ConfigError."""
+    check_given(lease)
     if not isinstance(value, bytes):
         raise TypeError(f"a value is bytes, not {type(value).__name__}")
     if not at_least(ttl, 1):

@@ -62,6 +62,7 @@ class KeySignature:
 
     def loads(self, load: Callable[..., Any], arguments: Iterable[Any], others: dict[str, Any]) -> dict[Any, Loading]:
         """Return {argument: key values and load}; an argument is the key's only parameter, or a tuple of all."""
+        self._check_others(others)
         found: dict[Any, Loading] = {}
         for argument in arguments:
             args = argument if isinstance(argument, tuple) else (argument,)
@@ -70,25 +71,34 @@ class KeySignature:
         return found
 
     def _call(self, args: tuple[Any, ...], others: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and keyword arguments of the call whose key parameters are `args`.
-
-        Raises TypeError when `others` names one of those: it would be loaded, and stored under another value's key.
-        """
-        for name in self._fields:
-            if name in others:
-                shape = ", ".join(self._key_signature.parameters)
-                function = qualified_name(self._fn)
-                raise TypeError(f"{function}: get_many takes {name!r} as part of each argument, such as ({shape})")
+        """Return the positional and keyword arguments of the call whose key parameters are `args`."""
         if self.direct >= 0:
             return args, others
-        bound = self._key_signature.bind(*args)
+        bound = bind(self._key_signature, self._fn, args, {})
         call = inspect.BoundArguments(self._signature, OrderedDict(bound.arguments | others))
-        call.apply_defaults()  # drops names that are no parameters; the call itself shall refuse them
-        unknown = {name: value for name, value in others.items() if name not in self._signature.parameters}
-        return call.args, call.kwargs | unknown
+        call.apply_defaults()
+        return call.args, call.kwargs
+
+    def _check_others(self, others: dict[str, Any]) -> None:
+        """Refuse what a load would refuse, also when all is cached. Raises TypeError.
+
+        A key parameter among `others` would be loaded, and stored under another value's key.
+        """
+        what = f"{qualified_name(self._fn)}: get_many"
+        for name in others:
+            if name in self._fields:
+                shape = ", ".join(self._key_signature.parameters)
+                raise TypeError(f"{what} takes {name!r} as part of each argument, such as ({shape})")
+            if name not in self._signature.parameters:
+                raise TypeError(f"{what} got an unexpected keyword argument {name!r}")
+        for parameter in self._parameters:
+            given = parameter.name in self._fields or parameter.name in others
+            if not given and parameter.default is parameter.empty:
+                kind = "keyword-only" if parameter.kind is parameter.KEYWORD_ONLY else "positional"
+                raise TypeError(f"{what} is missing 1 required {kind} argument: {parameter.name!r}")
 
     def _bind(self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        bound = signature.bind(*args, **kwargs)
+        bound = bind(signature, self._fn, args, kwargs)
         bound.apply_defaults()
         return tuple([bound.arguments[name] for name in self._fields])
 
@@ -160,7 +170,7 @@ class BatchSignature:
         self, load: Callable[..., Any], skip: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[list[Any], Callable[[list[Any]], Any]]:
         """Return the batch of a call, duplicates once, and what loads a list like it. `skip` arguments come first."""
-        bound = self._signature.bind(*args[skip:], **kwargs)
+        bound = bind(self._signature, self._fn, args[skip:], kwargs)
         name = self._parameters[0].name
         batch = list(dict.fromkeys(bound.arguments[name]))
 
@@ -211,6 +221,16 @@ class BatchSignature:
                 f"{self._function}: parameter {left_out[0]!r} is not in the key, so callers would share a value; "
                 f"pass ignore=({left_out[0]!r},) if it does not change the value"
             )
+
+
+def bind(
+    signature: inspect.Signature, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> inspect.BoundArguments:
+    """Return the arguments by the names of `signature`. Raises TypeError that names `fn`."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{qualified_name(fn)}: {error}") from None
 
 
 def resolve(fn: Callable[..., Any], name: str) -> Any:

@@ -76,3 +76,73 @@ def test_declarations_that_mean_nothing(cache: Any, template: Any, options: dict
         @cache.cached(template, ttl=60, **options)
         def item(n: int) -> int:
             return n
+
+
+def test_low_level_release_of_what_is_no_lease(cache: Any) -> None:
+    """What lease_get has answered may be a Wait; guard: `check_given`."""
+    cache.lease_get(KEY)
+    with pytest.raises(TypeError, match=r"^a lease is what lease_get has returned, not Wait$"):
+        cache.release(cache.lease_get(KEY))
+
+
+@pytest.mark.parametrize("call", ["__call__", "lookup", "key"])
+def test_arguments_that_do_not_fit_name_the_function(cache: Any, call: str) -> None:
+    """A call that the function itself would refuse says whose call it was; guard: `KeySignature._bind`."""
+
+    @cache.cached("item:{n}", ttl=60)
+    def item(n: int) -> int:
+        return n
+
+    with pytest.raises(TypeError, match=r"\.item: missing a required argument: 'n'$"):
+        getattr(item, call)()
+    with pytest.raises(TypeError, match=r"\.item: too many positional arguments$"):
+        getattr(item, call)(1, 2)
+
+
+def test_batch_arguments_that_do_not_fit_name_the_function(cache: Any) -> None:
+    """The same of `cached_many`; guard: `BatchSignature.split`."""
+
+    @cache.cached_many("user:{n}", ttl=60)
+    def users(n: list[int]) -> dict[int, int]:
+        return {each: each for each in n}
+
+    with pytest.raises(TypeError, match=r"\.users: missing a required argument: 'n'$"):
+        users()
+    with pytest.raises(TypeError, match=r"\.users: too many positional arguments$"):
+        users.refresh([1], [2])
+
+
+def test_get_many_refuses_alike_whether_it_hits_or_not(cache: Any) -> None:
+    """A wrong call does not wait for a miss to be found out; guard: `KeySignature._check_others`."""
+
+    @cache.cached("item:{n}", ttl=60)
+    def item(n: int) -> int:
+        return n
+
+    @cache.cached("row:{n}", ttl=60, ignore=("session",))
+    def row(n: int, session: str) -> int:
+        return n
+
+    assert [item(1), row(1, "s")] == [1, 1]
+    with pytest.raises(TypeError, match=r"\.item: get_many got an unexpected keyword argument 'sesion'$"):
+        item.get_many([1], sesion=1)
+    with pytest.raises(TypeError, match=r"\.row: get_many is missing 1 required positional argument: 'session'$"):
+        row.get_many([1])
+
+
+class Shelf:
+    """Has a cached method."""
+
+    cache = Cache.from_url("memory://")
+
+    @cache.cached("shelf:{n}", ttl=60)
+    def get(self, n: int) -> int:
+        """Return n."""
+        return n
+
+
+def test_get_many_of_a_method_wants_an_instance() -> None:
+    """On the class there is no self to load with, be the values cached or not; guard: `_Surface.get_many`."""
+    assert Shelf().get.get_many([1]) == {1: 1}
+    with pytest.raises(TypeError, match=r"\.Shelf\.get: get_many wants an instance, such as Shelf\(…\)\.get\.get_many"):
+        Shelf.get.get_many([1])
