@@ -11,6 +11,7 @@ class Column:
     type: str
     not_null: bool
     generated: str  # "" no, "s" stored, "v" virtual
+    position: int  # pg_attribute.attnum, which a column keeps whatever it is called
     deterministic: bool = True  # False: the database compares it by a rule of its own, such as without case
 
 
@@ -48,6 +49,8 @@ class Table:
     indexes: tuple[Index, ...]
     senders: tuple[Sender, ...] = ()
     full: frozenset[str]  # the columns of an identity FULL
+    named: str  # the transaction that gave it its name, schema or owner
+    attached: str = ""  # of a leaf: the transactions that attached it and what stands between it and its root
     partitions: tuple["Table", ...] = ()  # the leaves
     children: tuple["Table", ...] = ()  # that inherit without being partitions
 

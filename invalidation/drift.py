@@ -194,17 +194,31 @@ def _sent(publication: Publication, table: Name, needed: frozenset[str]) -> tupl
 def _table_changes(old: Table, new: Table, needed: frozenset[str]) -> Iterator[str]:
     if _oids(old) - _oids(new):
         yield "has lost partitions, with their rows"
+    if _attached(old) - _attached(new) and not _oids(old) - _oids(new):
+        yield "was without some of its partitions for a while"
+    if old.named != new.named:
+        yield "had another name, schema or owner for a while"
     if (old.kind, old.persistence) != (new.kind, new.persistence):
         yield "is another kind of table"
-    if any(old.columns[column].type != getattr(new.columns.get(column), "type", None) for column in needed):
+    if any(_identified(old, column) != _identified(new, column) for column in needed):
         yield "has another key column"
     carried = {one.oid: needed <= one.identity_columns for one in (new, *new.partitions)}
     if any(needed <= one.identity_columns and not carried.get(one.oid, True) for one in (old, *old.partitions)):
         yield "no longer sends the old values of its key columns"
 
 
+def _identified(table: Table, column: str) -> tuple[str, int] | None:
+    """Return what tells a column from another one that has its name now."""
+    found = table.columns.get(column)
+    return None if found is None else (found.type, found.position)
+
+
 def _oids(table: Table) -> set[int]:
     return {leaf.oid for leaf in table.partitions}
+
+
+def _attached(table: Table) -> set[tuple[int, str]]:
+    return {(leaf.oid, leaf.attached) for leaf in table.partitions}
 
 
 def _shown(name: Name) -> str:

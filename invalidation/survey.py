@@ -132,9 +132,11 @@ def _tables(connection: Connection, names: Sequence[tuple[str, str]], version: i
     below = ask(connection, _BELOW, [row[0] for row in roots])
     everything = [row[0] for row in roots] + [row[2] for row in below]
     columns: dict[int, dict[str, Column]] = {}
-    for oid, name, type_name, not_null, generated, deterministic in ask(connection, _COLUMNS, everything, everything):
+    for oid, name, type_name, not_null, generated, position, deterministic in ask(
+        connection, _COLUMNS, everything, everything
+    ):
         columns.setdefault(oid, {})[name] = Column(
-            type=type_name, not_null=not_null, generated=generated, deterministic=deterministic
+            type=type_name, not_null=not_null, generated=generated, position=position, deterministic=deterministic
         )
     indexes: dict[int, list[Index]] = {}
     for oid, name, keys, primary, identity, usable in ask(connection, _INDEXES, everything):
@@ -144,7 +146,7 @@ def _tables(connection: Connection, names: Sequence[tuple[str, str]], version: i
     senders = _senders(connection, [row[1:3] for row in roots] + [row[3:5] for row in below], version)
 
     def table(row: Sequence[Any], root: Sequence[str] = ("", "")) -> Table:
-        oid, schema, name, kind, persistence, identity = row
+        oid, schema, name, kind, persistence, identity, named, *attached = row
         sent = (*senders.get((schema, name), ()), *senders.get((root[0], root[1]), ()))
         every = columns.get(oid, {})
         return Table(
@@ -158,6 +160,8 @@ def _tables(connection: Connection, names: Sequence[tuple[str, str]], version: i
             indexes=tuple(indexes.get(oid, ())),
             senders=sent,
             full=frozenset(name for name in every if version >= 180000 or not every[name].generated),
+            named=named,
+            attached="".join(attached),
             partitions=tuple(table(row[2:], (schema, name)) for row in below if row[0] == oid and row[1]),
             children=tuple(table(row[2:]) for row in below if row[0] == oid and not row[1]),
         )
@@ -220,18 +224,21 @@ select t.schemaname::text, t.tablename::text, t.pubname::text, t.attnames::text[
   join unnest(%s::text[], %s::text[]) as wanted (nspname, relname)
     on wanted.nspname = t.schemaname and wanted.relname = t.tablename
  order by t.pubname"""
-_CLASS = "c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text"
+_CLASS = """
+       c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+       coalesce((select t.xmin::text from pg_type t where t.oid = c.reltype), '')"""  # only a new name touches the type
 _TABLES = f"""
 select {_CLASS} from unnest(%s::text[], %s::text[]) as wanted (nspname, relname)
   join pg_namespace n on n.nspname = wanted.nspname
   join pg_class c on c.relnamespace = n.oid and c.relname = wanted.relname
  where c.relkind not in ('i', 'I', 'S', 'c', 't')"""
 _BELOW = f"""
-with recursive tree (root, oid, partitioned) as (
-  select c.oid, c.oid, c.relkind = 'p' from pg_class c where c.oid = any(%s::oid[])
+with recursive tree (root, oid, partitioned, attached) as (
+  select c.oid, c.oid, c.relkind = 'p', '' from pg_class c where c.oid = any(%s::oid[])
   union all
-  select tree.root, i.inhrelid, tree.partitioned from tree join pg_inherits i on i.inhparent = tree.oid)
-select tree.root::int8, tree.partitioned, {_CLASS} from tree
+  select tree.root, i.inhrelid, tree.partitioned, tree.attached || ' ' || i.xmin::text
+    from tree join pg_inherits i on i.inhparent = tree.oid)
+select tree.root::int8, tree.partitioned, {_CLASS}, tree.attached from tree
   join pg_class c on c.oid = tree.oid and c.oid <> tree.root and c.relkind <> 'p'
   join pg_namespace n on n.oid = c.relnamespace
  order by n.nspname, c.relname"""  # what pg_partition_tree() says, without its locks
@@ -241,7 +248,7 @@ with recursive base (type, oid) as (
   union all
   select base.type, t.typbasetype from base join pg_type t on t.oid = base.oid and t.typtype = 'd')
 select a.attrelid::int8, a.attname::text, case when b.typtype = 'e' then 'enum' else b.typname::text end,
-       a.attnotnull or t.typnotnull, a.attgenerated::text, coalesce(l.collisdeterministic, true)
+       a.attnotnull or t.typnotnull, a.attgenerated::text, a.attnum::int, coalesce(l.collisdeterministic, true)
   from pg_attribute a join pg_type t on t.oid = a.atttypid
   join base on base.type = a.atttypid join pg_type b on b.oid = base.oid and b.typtype <> 'd'
   left join pg_collation l on l.oid = a.attcollation

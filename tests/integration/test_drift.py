@@ -140,9 +140,11 @@ def test_commands_that_lose_changes(tag: str, loss: bool) -> None:
     assert loses(tag, RULES) is loss
 
 
+AWAY = "public.media had another name, schema or owner for a while"
 STEPS: list[tuple[tuple[str, ...], tuple[str, ...] | None]] = [  # statements â†’ the losses between two looks, None = any
     (("alter table media add more int", "alter table media alter note set default 'x'"), ()),
     (("create index on media (owner)", "comment on table media is 'x'", "analyze media"), ()),
+    (("grant select on media to public", "vacuum full media", "cluster media using media_pkey"), ()),
     (("alter publication leasecache drop table other", "drop table other"), ()),
     (("create table events_2 partition of events for values from (2) to (3)",), ()),
     (("insert into events values (2, 2)",), ()),
@@ -159,7 +161,27 @@ STEPS: list[tuple[tuple[str, ...], tuple[str, ...] | None]] = [  # statements â†
         ("publication leasecache is another one",),
     ),
     (("alter publication leasecache set (publish_via_partition_root = true)",), None),
+    (
+        (
+            "alter table events detach partition events_2",
+            "alter table events attach partition events_2 for values from (2) to (3)",
+        ),
+        ("public.events was without some of its partitions for a while",),
+    ),
     (("alter table events detach partition events_2",), ("public.events has lost partitions, with their rows",)),
+    (("alter table media rename to gone", "alter table gone rename to media"), (AWAY,)),
+    (
+        ("create schema apart", "alter table media set schema apart", "alter table apart.media set schema public"),
+        (AWAY,),
+    ),
+    (
+        (
+            "alter table media rename id to was",
+            "alter table media rename owner to id",
+            "alter table media rename was to owner",
+        ),
+        ("public.media has another key column",),
+    ),
     (
         ("alter table comments replica identity default",),
         ("public.comments no longer sends the old values of its key columns",),
