@@ -50,6 +50,8 @@ class Table:
     senders: tuple[Sender, ...] = ()
     full: frozenset[str]  # the columns of an identity FULL
     named: str  # the transaction that gave it its name, schema or owner
+    file: int  # its relfilenode: another one when it was truncated or rewritten
+    tells_truncate: bool = False  # by the trigger of `setup`
     attached: str = ""  # of a leaf: the transactions that attached it and what stands between it and its root
     partitions: tuple["Table", ...] = ()  # the leaves
     children: tuple["Table", ...] = ()  # that inherit without being partitions

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from leasecache.errors import SourceError
 from leasecache.invalidation.catalog import Catalog, Index, Publication, Table
 from leasecache.invalidation.source import Connection, ask, connect, execute, readdressed
-from leasecache.invalidation.triggers import triggers_ddl
+from leasecache.invalidation.triggers import triggers_ddl, truncate_ddl
 from leasecache.rules import RuleSet
 
 _ALL_OPERATIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
@@ -43,6 +43,9 @@ def plan(catalog: Catalog, rules: RuleSet) -> list[Step]:
     steps += [Step("primary", sql, "the stream carries published tables only") for sql in publication_ddl(catalog)]
     why = "the log says when a publication or table changes (optional; needs a superuser)"
     steps += [Step("primary", sql, why, optional=True) for sql in triggers_ddl(catalog.drift_triggers)]
+    why = "the log says when a single partition is truncated (optional)"
+    silent = [sql for one in catalog.tables.values() for sql in truncates(one)]
+    steps += [Step("primary", sql, why, optional=True) for sql in dict.fromkeys(silent)]
     if catalog.slot is None:
         why = "the slot keeps changes until the daemon has acknowledged them"
         sql = slot_ddl(catalog.slot_name, version=catalog.version, in_recovery=catalog.in_recovery)
@@ -138,6 +141,11 @@ def _suitable(table: Table, needed: frozenset[str]) -> Index | None:
         if index.usable and needed <= set(index.columns) and all(table.columns[name].not_null for name in index.columns)
     ]
     return min(fit, key=lambda index: (len(index.columns), index.name), default=None)
+
+
+def truncates(table: Table) -> list[str]:
+    """Return the statements after which every partition of `table` says when it is truncated."""
+    return truncate_ddl([qualified(leaf) for leaf in table.partitions if leaf.kind == "r" and not leaf.tells_truncate])
 
 
 def publication_ddl(catalog: Catalog) -> list[str]:

@@ -196,6 +196,8 @@ def _table_changes(old: Table, new: Table, needed: frozenset[str]) -> Iterator[s
         yield "has lost partitions, with their rows"
     if _attached(old) - _attached(new) and not _oids(old) - _oids(new):
         yield "was without some of its partitions for a while"
+    if _emptied(old, new):
+        yield "has partitions that were truncated or rewritten"
     if old.named != new.named:
         yield "had another name, schema or owner for a while"
     if (old.kind, old.persistence) != (new.kind, new.persistence):
@@ -215,6 +217,13 @@ def _identified(table: Table, column: str) -> tuple[str, int] | None:
 
 def _oids(table: Table) -> set[int]:
     return {leaf.oid for leaf in table.partitions}
+
+
+def _emptied(old: Table, new: Table) -> bool:
+    """Return whether a partition has another file, and had no trigger all the while that would have told."""
+    before = {leaf.oid: leaf for leaf in old.partitions}
+    now = [(before[leaf.oid], leaf) for leaf in new.partitions if leaf.oid in before]
+    return any(was.file != leaf.file and not (was.tells_truncate and leaf.tells_truncate) for was, leaf in now)
 
 
 def _attached(table: Table) -> set[tuple[int, str]]:

@@ -3,7 +3,15 @@
 from collections.abc import Iterator
 
 from leasecache.invalidation.catalog import Catalog, Column, Table
-from leasecache.invalidation.ddl import identity_ddl, needed_columns, publication_ddl, qualified, quoted, whole
+from leasecache.invalidation.ddl import (
+    identity_ddl,
+    needed_columns,
+    publication_ddl,
+    qualified,
+    quoted,
+    truncates,
+    whole,
+)
 from leasecache.invalidation.finding import Finding
 from leasecache.invalidation.fitness import judge
 from leasecache.rules import Rule, RuleSet
@@ -31,6 +39,7 @@ def lint(rules: RuleSet, catalog: Catalog) -> list[Finding]:
     needed = needed_columns(catalog, rules)
     for name in needed:
         findings += _refused_updates(catalog.tables[name])
+        findings += _truncates(catalog.tables[name])
     for rule in rules.rules:
         table = catalog.tables.get((rule.schema, rule.table))
         if table is None:
@@ -90,6 +99,20 @@ def _refused_updates(table: Table) -> Iterator[Finding]:
                     "so the application's own UPDATE and DELETE fail",
                     remedy=(f"-- let publication {quoted(sender.publication)} send all columns of the table",),
                 )
+
+
+def _truncates(table: Table) -> Iterator[Finding]:
+    remedy = truncates(table)
+    if remedy:
+        yield Finding(
+            code="partition-truncate",
+            table=f"{table.schema}.{table.name}",
+            consequence="TRUNCATE of one partition is not sent, so without the triggers of `leasecache setup` "
+            "keys of its rows stay stale until the look every drift.every s",
+            remedy=tuple(remedy),
+            fatal=False,
+            note=True,
+        )
 
 
 def _table(rule: Rule, table: Table) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ from leasecache.messages import DDL_PREFIX, PREFIX
 MOST_KEYS = 100_000  # that one transaction may touch before all keys go instead
 POSTGRES_EPOCH = 946_684_800  # 2000-01-01 UTC in Unix seconds
 
-_TAG_MOST = 100  # bytes of a command tag
+_TAG_MOST = 200  # bytes of a command tag, and the name of a table
 _KEEPALIVE = struct.Struct("!xQ8xB")  # after "k"; between the two numbers is the server's clock
 _STATUS = struct.Struct("!cQQQqB")
 

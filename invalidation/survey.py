@@ -143,10 +143,11 @@ def _tables(connection: Connection, names: Sequence[tuple[str, str]], version: i
         index = Index(name=name, columns=tuple(keys), primary=primary, identity=identity, usable=usable)
         indexes.setdefault(oid, []).append(index)
 
+    telling = {oid for (oid,) in ask(connection, _TELLING, everything, triggers.TRUNCATE_NAME, triggers.TRUNCATE_BODY)}
     senders = _senders(connection, [row[1:3] for row in roots] + [row[3:5] for row in below], version)
 
     def table(row: Sequence[Any], root: Sequence[str] = ("", "")) -> Table:
-        oid, schema, name, kind, persistence, identity, named, *attached = row
+        oid, schema, name, kind, persistence, identity, file, named, *attached = row
         sent = (*senders.get((schema, name), ()), *senders.get((root[0], root[1]), ()))
         every = columns.get(oid, {})
         return Table(
@@ -161,6 +162,8 @@ def _tables(connection: Connection, names: Sequence[tuple[str, str]], version: i
             senders=sent,
             full=frozenset(name for name in every if version >= 180000 or not every[name].generated),
             named=named,
+            file=file,
+            tells_truncate=oid in telling,
             attached="".join(attached),
             partitions=tuple(table(row[2:], (schema, name)) for row in below if row[0] == oid and row[1]),
             children=tuple(table(row[2:]) for row in below if row[0] == oid and not row[1]),
@@ -202,6 +205,9 @@ _TRIGGERS = """
 select t.evtname::text, t.evtevent::text, p.prosrc
   from pg_event_trigger t join pg_proc p on p.oid = t.evtfoid
  where t.evtname = any(%s::text[]) and t.evtenabled in ('O', 'A') and t.evttags is null"""
+_TELLING = """
+select t.tgrelid::int8 from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+ where t.tgrelid = any(%s::oid[]) and t.tgname = %s and p.prosrc = %s and t.tgenabled in ('O', 'A')"""
 _PUBLICATION = """
 select oid::int8, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot,
        coalesce(to_jsonb(p) ->> 'pubgencols', 'n') = 's'
@@ -224,9 +230,10 @@ select t.schemaname::text, t.tablename::text, t.pubname::text, t.attnames::text[
   join unnest(%s::text[], %s::text[]) as wanted (nspname, relname)
     on wanted.nspname = t.schemaname and wanted.relname = t.tablename
  order by t.pubname"""
+# The row of a table's type is written anew when the table gets another name, schema or owner, and at no other time.
 _CLASS = """
        c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-       coalesce((select t.xmin::text from pg_type t where t.oid = c.reltype), '')"""  # only a new name touches the type
+       c.relfilenode::int8, coalesce((select t.xmin::text from pg_type t where t.oid = c.reltype), '')"""
 _TABLES = f"""
 select {_CLASS} from unnest(%s::text[], %s::text[]) as wanted (nspname, relname)
   join pg_namespace n on n.nspname = wanted.nspname

@@ -2,8 +2,10 @@
 
 import pytest
 
+from leasecache.invalidation.ddl import plan
+from leasecache.invalidation.lint import lint
 from leasecache.lab import PostgresServer
-from leasecache.rules import Rule
+from leasecache.rules import Rule, RuleSet
 from tests.fix_clerk import Clerk
 from tests.fix_daemon import SLOT, rule
 from tests.fix_servers import PostgresPair
@@ -195,6 +197,20 @@ def test_partitions(clerk: Clerk) -> None:
     assert finding.code == "not-published"
     clerk.run(*finding.remedy)
     assert clerk.findings(by_owner) == []
+
+
+def test_a_partition_that_is_truncated(clerk: Clerk) -> None:
+    """That it is not sent is worth a note, until each partition says so itself."""
+    clerk.run(
+        "create table events (id int primary key) partition by range (id)",
+        "create table events_1 partition of events for values from (1) to (2)",
+    )
+    catalog, rules = clerk.catalog(rule("events", "id")), RuleSet(namespace=None, rules=(rule("events", "id"),))
+    (note,) = (finding for finding in lint(rules, catalog) if finding.code == "partition-truncate")
+    assert (note.table, note.note) == ("public.events", True)
+    assert [step.sql for step in plan(catalog, rules)] == [*note.remedy]
+    clerk.run(*note.remedy)
+    assert plan(clerk.catalog(*rules.rules), rules) == []
 
 
 def test_generated_columns(clerk: Clerk) -> None:

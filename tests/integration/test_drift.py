@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,11 +10,11 @@ from leasecache.errors import SourceError
 from leasecache.invalidation.drift import Loss, Watch, compare
 from leasecache.invalidation.lsn import parse_lsn
 from leasecache.invalidation.source import Replication
-from leasecache.invalidation.triggers import loses, triggers_ddl
+from leasecache.invalidation.triggers import loses, triggers_ddl, truncate_ddl
 from leasecache.lab import PostgresServer, wait_until
 from leasecache.rules import RuleSet
 from tests.fix_clerk import Clerk
-from tests.fix_daemon import SLOT, WITHIN, World, rule
+from tests.fix_daemon import ROLE, SLOT, WITHIN, DaemonProcess, World, rule
 
 RULES = RuleSet(namespace=None, rules=(rule("media", "id"), rule("comments", "media_id"), rule("events", "owner")))
 PREPARE = (
@@ -86,6 +87,22 @@ def test_the_log_says_when(clerk: Clerk, replication: Replication) -> None:
     ]
 
 
+def test_a_partition_names_all_of_its_tree(clerk: Clerk, replication: Replication) -> None:
+    """A partition that is rewritten or truncated is told with the tables above it: any of them may have the rule.
+
+    Guard: without its trigger, the truncation of a partition leaves nothing in the stream.
+    """
+    clerk.run(*PREPARE[3:5], *triggers_ddl(clerk.catalog().drift_triggers), *truncate_ddl(['"public"."events_1"']))
+    clerk.run("insert into events values (1, 1)", "truncate events_1")
+    found = told(
+        news(replication, lambda found: any("TRUNCATE" in one for one in told(found)) and told(found)[-1] == "C")
+    )
+    assert sorted(found[found.index("I") :]) == ["C", "C", "I", "TRUNCATE public.events", "TRUNCATE public.events_1"]
+    clerk.run("alter table events alter owner type int8")
+    found = told(news(replication, lambda found: told(found)[-2:] == ["ALTER TABLE", "C"]))
+    assert sorted(found) == ["ALTER TABLE", "C", "REWRITE public.events", "REWRITE public.events_1"]
+
+
 def test_temporary_tables_are_not_told(clerk: Clerk, replication: Replication) -> None:
     """Temporary tables that come and go leave no message in the log; every other table does."""
     with clerk.server.connect(clerk.database) as connection:
@@ -132,6 +149,9 @@ def test_a_missing_publication(clerk: Clerk, replication: Replication, postgres_
         ("CREATE TABLE", False),
         ("REWRITE public.media", True),
         ("REWRITE public.other", False),
+        ("TRUNCATE public.events", True),
+        ("TRUNCATE public.other", False),
+        ("REWRITE public.m\N{REPLACEMENT CHARACTER}dia", True),
         ("", False),
     ],
 )
@@ -148,6 +168,10 @@ STEPS: list[tuple[tuple[str, ...], tuple[str, ...] | None]] = [  # statements â†
     (("alter publication leasecache drop table other", "drop table other"), ()),
     (("create table events_2 partition of events for values from (2) to (3)",), ()),
     (("insert into events values (2, 2)",), ()),
+    (("truncate events_1",), ("public.events has partitions that were truncated or rewritten",)),
+    (tuple(truncate_ddl(["events_1"])), ()),
+    (("truncate events_1",), ()),  # the log says so itself
+    (("alter table events_1 disable trigger leasecache_truncate",), ()),
     (
         ("alter publication leasecache drop table media",),
         ("publication leasecache sends another part of public.media",),
@@ -322,3 +346,34 @@ def test_what_is_mended_before_the_look(primary_world: World) -> None:
         connection.execute("alter table media add column more int")
     bumped = 'event=generation-bumped reason="ALTER PUBLICATION ran on the primary"'
     wait_until(lambda: bumped in daemon.log(), WITHIN, f"a new generation; {daemon.log()}")
+
+
+def test_what_only_triggers_tell(primary_world: World, tmp_path: Path) -> None:
+    """Rows that change without being sent cost a generation: a rewrite, however long the names, and a partition's end.
+
+    Guard: a tag that is cut off names no table of the rules; without its trigger a partition is truncated in silence.
+    """
+    schema, table = "s" * 63, "t" * 63
+    for statement in (
+        f"create schema {schema}",
+        f"create table {schema}.{table} (id int primary key, title text)",
+        "create table parts (id int primary key) partition by range (id)",
+        "create table parts_1 partition of parts for values from (1) to (9)",
+        f"alter publication leasecache add table {schema}.{table}, parts",
+        "alter publication leasecache set (publish_via_partition_root = true)",
+        *triggers_ddl(frozenset()),
+        *truncate_ddl(["parts_1"]),
+    ):
+        primary_world.write(statement)
+    rules = (rule(table, "id", schema=schema, template="t:{x}"), rule("parts", "id"))
+    dsn = primary_world.source.dsn(primary_world.database, user=ROLE)
+    daemon = DaemonProcess(tmp_path, dsn, primary_world.url, rules).start()
+    try:
+        daemon.streaming()
+        primary_world.write(f"alter table {schema}.{table} alter title type int using 1")
+        primary_world.write("truncate parts_1")
+        for reason in (f"REWRITE {schema}.{table}", "TRUNCATE public.parts"):
+            bumped = f'event=generation-bumped reason="{reason} ran on the primary"'
+            wait_until(lambda: bumped in daemon.log(), WITHIN, f"{bumped}; {daemon.log()}")  # noqa: B023
+    finally:
+        daemon.kill()
