@@ -4,9 +4,10 @@ What a flow may do is decided by the flow alone; here is only decided which requ
 """
 
 import dataclasses
+import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from leasecache.flow import Flow
@@ -103,10 +104,11 @@ class _Batch:
         self._load_all = load_all
         self._at_once = at_once
         self._runs: dict[int, _Run] = {}
+        self._asked: defaultdict[type[Any], dict[int, _Run]] = defaultdict(dict)  # by request, the oldest first
         self._deferred: list[_Run] = []
         self._later: deque[_Run] = deque()  # gave their leases back and have to begin anew, one at a time
         self._stale: dict[int, tuple[_Run, float]] = {}  # served stale, and until when (monotonic s) that is allowed
-        self._loading: set[int] = set()
+        self._loading: dict[int, _Run] = {}
         self._failure: BaseException | None = None
 
     def start(self, flows: Iterable[tuple[Task, Flow]]) -> None:
@@ -128,21 +130,21 @@ class _Batch:
         for kind in (Release, Spawn, Get, Steal):
             if runs := self._asking(kind):
                 return Together(kind, [(run.task, run.request) for run in runs])
-        loads = self._asking(Load)
-        if (fills := self._asking(Fill)) and not (loads and self._is_quick(fills)):
-            return Together(Fill, [(run.task, run.request) for run in fills])
+        loads = self._asked[Load]
+        if self._asked[Fill] and not (loads and self._is_quick()):
+            return Together(Fill, [(run.task, run.request) for run in self._asking(Fill)])
         if not loads and (self._deferred or self._later):
             self._begin_more()
             return self.next()
         if loads and self._load_all:
-            return LoadAll([run.task for run in loads])
-        return self._first_of(loads)
+            return LoadAll([run.task for run in loads.values()])
+        return self._first_of()
 
     def resume(self, step: Step, results: Any) -> None:
         """Go on with what a step has brought."""
         if isinstance(step, FirstOf):
             for position, result in results.items():
-                self._loading.discard(position)
+                self._loading.pop(position, None)
                 self._resume(self._runs[position], result)
         else:
             kind = Load if isinstance(step, LoadAll) else step.kind
@@ -164,28 +166,34 @@ class _Batch:
         for run in (*self._runs.values(), *self._deferred):
             run.flow.close()
 
-    def _first_of(self, loads: Sequence[_Run]) -> FirstOf:
-        for run in loads:
-            if len(self._loading) < self._at_once:
-                self._loading.add(run.position)
-        waiting = [*(run for run in loads if run.position in self._loading), *self._asking(Look), *self._asking(Join)]
+    def _first_of(self) -> FirstOf:
+        for run in self._unbegun():
+            if len(self._loading) == self._at_once:
+                break
+            self._loading[run.position] = run
+        waiting = [*self._loading.values(), *self._asking(Look), *self._asking(Join)]
         return FirstOf({run.position: (run.task, run.request) for run in waiting})
 
     def _asking(self, kind: type[Any]) -> list[_Run]:
-        return [run for run in self._runs.values() if isinstance(run.request, kind)]
+        return list(self._asked[kind].values())
 
-    def _is_quick(self, fills: Sequence[_Run]) -> bool:
+    def _unbegun(self) -> Iterator[_Run]:
+        """Yield those whose loads have not begun, the longest waiting first."""
+        return (run for run in self._asked[Load].values() if run.position not in self._loading)
+
+    def _is_quick(self) -> bool:
         """Tell whether the loads that follow in this thread take no time; those of tasks may wait for these fills."""
-        return self._at_once == 1 and not self._load_all and fills[0].task.profile.load_time.expected < QUICK
+        fill = next(iter(self._asked[Fill].values()))
+        return self._at_once == 1 and not self._load_all and fill.task.profile.load_time.expected < QUICK
 
     def _give_back(self) -> None:
         """Let go of the leases whose loads cannot begin in time to be sure of storing."""
         if self._load_all:
             return
-        for run in self._asking(Load):
-            too_late = time.monotonic() - run.since > run.task.policy.lease_for / 2
-            if too_late and run.position not in self._loading:
-                self._advance(run, lambda run=run: run.flow.throw(_Unbegun()))  # type: ignore[misc]
+        now = time.monotonic()
+        late = itertools.takewhile(lambda run: now - run.since > run.task.policy.lease_for / 2, self._unbegun())
+        for run in list(late):
+            self._advance(run, lambda run=run: run.flow.throw(_Unbegun()))  # type: ignore[misc]
 
     def _begin_more(self) -> None:
         if self._deferred:
@@ -225,9 +233,11 @@ class _Batch:
             self._advance(run, lambda: run.flow.send(result))
 
     def _advance(self, run: _Run, step: Callable[[], Request]) -> None:
+        self._asked[type(run.request)].pop(run.position, None)
         try:
             run.request = step()
             run.since = time.monotonic()
+            self._asked[type(run.request)][run.position] = run
         except StopIteration as stop:
             self._end(run, stop.value)
         except _Unbegun:
