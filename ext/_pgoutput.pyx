@@ -23,6 +23,7 @@ cdef enum:
     MOST_COLUMNS = 1664  # Postgres's MaxTupleAttributeNumber
     KEY_ROOM = 512
     KEY_LIMIT = 220  # bytes of a function's logical key
+    KEEPALIVE = 18  # bytes
     EVERY_UPDATE = -1
 
 
@@ -433,7 +434,7 @@ cdef tuple _addresses(object kind):
 
 
 cdef class Walker:
-    """Takes the frames that need no second thought: begins, changes whose keys the stream tells, commits."""
+    """Takes the frames that need no second thought: begins, commits, keepalives, changes whose keys are told."""
 
     cdef dict _plans  # relid → _Plan
     cdef Row _old, _new
@@ -509,7 +510,7 @@ cdef class _Walk:
     cdef list _xids
     cdef list _dirty, _settled  # plans with rows of the open transaction, and of complete ones
     cdef bint _begun, _plain  # plain: all that the open transaction holds is here
-    cdef unsigned long long _received, _final_lsn, _end_lsn
+    cdef unsigned long long _received, _reached, _final_lsn, _end_lsn
     cdef long long _committed_at
     cdef unsigned long _xid
     cdef Py_ssize_t _rows, _settled_rows, _most_keys
@@ -525,6 +526,7 @@ cdef class _Walk:
         self._begun = run.begun
         self._plain = self._open.plain
         self._received, self._final_lsn, self._end_lsn = run.received, run.final_lsn, run.end_lsn
+        self._reached = run.reached
         self._committed_at = run.committed_at
         self._xid = run.xid
         self._rows = self._settled_rows = 0
@@ -541,7 +543,7 @@ cdef class _Walk:
         head = _take(&cursor, 25)
         at = _take(&cursor, 1)
         if head == NULL or at == NULL or head[0] != c'w':
-            return False
+            return self._pass(data, size)
         kind = at[0]
         if kind == c'I' or kind == c'U' or kind == c'D':
             taken = self._begun and self._change(kind, &cursor)
@@ -552,6 +554,16 @@ cdef class _Walk:
         if taken:
             self._received = max(self._received, _number(head + 9, 8))
         return taken
+
+    cdef bint _pass(self, const unsigned char *data, Py_ssize_t size) noexcept:
+        """Take a keepalive that comes between transactions and wants no reply."""
+        cdef unsigned long long position
+        if size != KEEPALIVE or data[0] != c'k' or data[KEEPALIVE - 1] != 0 or self._begun:
+            return False
+        position = _number(data + 1, 8)
+        self._reached = max(self._reached, position)
+        self._received = max(self._received, position)
+        return True
 
     cdef bint _begin(self, Cursor *cursor) except -1:
         cdef const unsigned char *at = _take(cursor, 20)
@@ -577,6 +589,7 @@ cdef class _Walk:
         self._end_lsn = end_lsn
         self._received = max(self._received, end_lsn)
         self._begun = False
+        self._reached = 0  # the commit is behind it
         self._settled_rows += self._rows
         self._rows = 0
         for plan in self._dirty:
@@ -643,5 +656,6 @@ cdef class _Walk:
             plan.report(self._open, self._complete)
         run.begun = self._begun
         run.received, run.final_lsn, run.end_lsn = self._received, self._final_lsn, self._end_lsn
+        run.reached = self._reached
         run.committed_at, run.xid = self._committed_at, self._xid
         return 0

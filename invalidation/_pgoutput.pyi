@@ -31,7 +31,7 @@ class Frames(Sequence[bytes]):
         """Take what a connection has, up to `limit` frames in all; `status` is then libpq's last answer if below 1."""
 
 class Walker:
-    """Takes the frames that need no second thought: begins, changes whose keys the stream tells, commits."""
+    """Takes the frames that need no second thought: begins, commits, keepalives, changes whose keys are told."""
 
     def learn(self, relid: int, target: Target | None) -> None:
         """Note the target of a relation; None = no rule names it."""

@@ -51,7 +51,7 @@ class Frames(list[bytes]):
 
 
 class Walker:
-    """Takes the frames that need no second thought: begins, changes whose keys the stream tells, commits."""
+    """Takes the frames that need no second thought: begins, commits, keepalives, changes whose keys are told."""
 
     def learn(self, relid: int, target: Any) -> None:
         """Note the target of a relation; None = no rule names it."""

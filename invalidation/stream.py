@@ -169,6 +169,7 @@ class Run:
     """Where the stream stands: the transaction that is open, and those that are complete and not handed over."""
 
     received: int = 0  # highest position the server has reported
+    reached: int = 0  # that of a keepalive behind whatever is complete, and not handed over; 0 = none
     begun: bool = False
     xid: int = 0  # of the open transaction
     final_lsn: int = 0  # where it will have committed
@@ -187,6 +188,7 @@ class Run:
         if not self.begun or self.final_lsn != commit.commit_lsn:
             raise SourceError("Commit does not belong to the transaction that began")
         self.begun = False
+        self.reached = 0  # the commit is behind it
         self.received = max(self.received, commit.end_lsn)
         self.open.settle()
         if not self.xids:
@@ -280,6 +282,8 @@ class Stream:
     def feed(self, frames: Sequence[bytes]) -> list[Event]:
         """Take frames; return what they mean, with transactions that follow one another as one.
 
+        Of keepalives between them, which say no more than the next commit, the last one is left.
+
         Raises SourceError on what makes no sense; what came before it is then repeated by the server.
         """
         events: list[Event] = []
@@ -297,12 +301,18 @@ class Stream:
         transaction = self._run.take()
         if transaction is not None:
             events.append(transaction)
+        if self._run.reached:
+            events.append(Keepalive(self._run.reached, reply_requested=False))
+            self._run.reached = 0
 
     def _receive(self, frame: bytes) -> Keepalive | Garbage | Drift | None:
         parsed = parse_frame(frame)
         self._run.received = max(self._run.received, parsed.wal_end)
         if isinstance(parsed, Keepalive):
-            return parsed._replace(within=self._run.begun)
+            if parsed.reply_requested or self._run.begun:
+                return parsed._replace(within=self._run.begun)
+            self._run.reached = max(self._run.reached, parsed.wal_end)
+            return None
         return self._take(decode(parsed.payload))
 
     def _take(self, message: AnyMessage) -> Garbage | Drift | None:

@@ -112,15 +112,32 @@ def test_transactions_do_not_share_keys() -> None:
 
 
 def test_transactions_that_come_at_once() -> None:
-    """Transactions of one batch of frames are handed over as one, up to whatever else comes between them."""
+    """Transactions of one batch of frames are handed over as one, up to whatever comes between them and says more."""
     second = (BEGIN[:-4] + struct.pack("!I", 8), INSERT, COMMIT[:-16] + struct.pack("!Qq", 140, 2_000_000))
     frames = [data(payload) for payload in (BEGIN, INSERT, COMMIT, *second)]
     (both,) = Stream(Recorder()).feed([*frames, data(BEGIN), data(INSERT)])
     assert isinstance(both, Transaction)
     assert (both.xids, both.end_lsn, both.committed_at) == ((7, 8), 140, 946_684_801.0)
     assert (both.touched.keys, both.touched.rows) == ({b"1": 0.0}, 2)
-    kinds = [type(event) for event in Stream(Recorder()).feed([*frames[:3], keepalive(130), *frames[3:]])]
+    between = keepalive(130, reply=1)
+    kinds = [type(event) for event in Stream(Recorder()).feed([*frames[:3], between, *frames[3:]])]
     assert kinds == [Transaction, Keepalive, Transaction]
+
+
+def test_keepalives_between_transactions() -> None:
+    """What a keepalive says of the log before a commit the commit says as well; behind it the last one counts."""
+    transaction = [data(BEGIN), data(INSERT), data(COMMIT)]
+    stream = Stream(Recorder())
+    (first, last) = stream.feed(
+        [keepalive(90), *transaction, keepalive(130), *transaction, keepalive(140), keepalive(150)]
+    )
+    assert isinstance(first, Transaction)
+    assert first.xids == (7, 7)
+    assert last == Keepalive(150, reply_requested=False)
+    assert stream.received == 150
+    assert stream.feed([]) == []
+    assert stream.feed([keepalive(160), *transaction[:2]]) == [Keepalive(160, reply_requested=False)]
+    assert [type(event) for event in stream.feed(transaction[2:])] == [Transaction]
 
 
 def test_a_keepalive_tells_whether_it_counts() -> None:
