@@ -300,9 +300,10 @@ class Daemon:
     def _rest(self, seconds: float) -> bool:
         """Wait, while nodes are still told what they have to be told; tell whether to go on."""
         deadline = time.monotonic() + seconds
-        rung = select.poll()
-        rung.register(self._ear, select.POLLIN)
         while not self._stopping and (left := deadline - time.monotonic()) > 0:
+            rung = select.poll()
+            rung.register(self._ear, select.POLLIN)
+            self._dispatcher.watch(rung)
             rung.poll(min(left, RETRY_FIRST) * 1000)
             self._hush()
             self._dispatcher.step(time.monotonic())

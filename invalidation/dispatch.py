@@ -38,6 +38,14 @@ class Ring(Protocol):
         ...
 
 
+class Poll(Protocol):
+    """A `select.poll` object."""
+
+    def register(self, fd: int, eventmask: int, /) -> None:
+        """Wait for a descriptor as well."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """How nodes are told and what is promised for them."""
@@ -191,6 +199,12 @@ class Dispatcher:
         vouched = now < self._vouched_until
         times = [at for box in self._mailboxes.values() if (at := box.due_at(vouched)) is not None]
         return max(0.0, min(times) - now) if times else None
+
+    def watch(self, poll: Poll) -> None:
+        """Let `poll` wake when `step` has something to do because of a socket."""
+        for box in self._mailboxes.values():
+            if (errand := box.errand) is not None:
+                poll.register(errand.socket, errand.events)
 
     def close(self) -> None:
         """Stop every thread, and let another daemon have the journal."""

@@ -86,14 +86,15 @@ class Follower:
         `wake` is a descriptor that becomes readable when a node has answered; its owner empties it.
         """
         reading = reading and not self._full()
-        self._wait(wake, reading)
+        announced = self._wait(wake, reading)
         now = time.monotonic()
+        self._pass_gate(now)
+        self._dispatcher.step(now)  # before more is read: nodes carry out what passed the gate meanwhile
         if not reading:
             self._heard_at = now  # who does not listen cannot complain of silence
-        elif now >= self._read_at:
+        elif announced and now >= self._read_at:
             self._read(now)
-        self._pass_gate(now)
-        self._dispatcher.step(now)
+        self._question(now)
         self._observe()
         self._leave(now)
         self._report(time.monotonic())
@@ -110,7 +111,8 @@ class Follower:
     def _full(self) -> bool:
         return len(self._held) + self._held.keys + len(self._dispatcher) > self._limits.pending
 
-    def _wait(self, wake: int, reading: bool) -> None:
+    def _wait(self, wake: int, reading: bool) -> bool:
+        """Wait until something is to be done; return False when that is surely not to read from the source."""
         now = time.monotonic()
         poll = select.poll()
         poll.register(wake, select.POLLIN)
@@ -120,7 +122,9 @@ class Follower:
             poll.register(self._replication.socket, events)
         for socket in self._gate.sockets:  # also while nothing is asked: a reader that crashes ends the connection
             poll.register(socket, select.POLLIN)
-        poll.poll(max(0.0, self._next_due(now, reading) - now) * 1000)
+        self._dispatcher.watch(poll)
+        ready = poll.poll(max(0.0, self._next_due(now, reading) - now) * 1000)
+        return not ready or self._unread or any(found == self._replication.socket for found, _ in ready)
 
     def _next_due(self, now: float, reading: bool) -> float:
         if reading and self._unread:
@@ -191,6 +195,8 @@ class Follower:
         view = self._gate.answer()
         if view is not None:
             self._release(view, now)
+
+    def _question(self, now: float) -> None:
         if not self._gate.asked and now >= self._next_question():
             self._gate.ask()
             self._asked_for, self._asked_at = len(self._held), now

@@ -2,21 +2,24 @@
 
 One job at a time: a batch of keys, the guard record, or what the journal holds from a time when the node was away.
 While a job is under way further keys pile up and are de-duplicated, so a busy node gets large pipelines and an idle one
-gets a transaction at once. All bookkeeping is done by the caller's thread.
+gets a transaction at once. All bookkeeping is done by the caller's thread; and where the node can be told keys without
+waiting, as an errand, so is that: two changes of threads take longer than the exchange.
 """
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from leasecache.errors import ConfigError, GuardError, NodeError
 from leasecache.guard import LONGEST, Record, wire_key
 from leasecache.invalidation.journal import Entries, JournalError, NodeJournal, Standing
 from leasecache.invalidation.keeper import Keeper, Written
+from leasecache.invalidation.parcel import Parcel
 from leasecache.invalidation.walker import merge, name
 from leasecache.stores.base import Node
+from leasecache.stores.errand import Errand
 
 BATCH_KEYS = 5_000  # per pipeline, so that one stays well within a node's time limit
 RETRY_FIRST, RETRY_MOST = 0.05, 1.0  # s
@@ -64,35 +67,6 @@ class Naming:
     unguarded: bool = True  # some functions are not
 
 
-@dataclass(slots=True)
-class Parcel:
-    """Keys with the s each may be served stale, and whether everything else is void as well."""
-
-    keys: dict[bytes, float] = field(default_factory=dict)
-    explicit: dict[bytes, float] = field(default_factory=dict)  # of whose function nothing is known
-    renews: bool = False  # the node gets a new generation
-    position: int = 0  # everything in the log before it is in this parcel or an earlier one
-
-    def __len__(self) -> int:
-        return len(self.keys) + len(self.explicit)
-
-    def take(self, most: int) -> "Parcel":
-        """Return a part of this as a parcel of its own, without the renewal."""
-        if len(self) <= most:
-            part = Parcel(self.keys, self.explicit, False, self.position)
-            self.keys, self.explicit = {}, {}
-            return part
-        part = Parcel(position=self.position)
-        for keys, taken in ((self.keys, part.keys), (self.explicit, part.explicit)):
-            taken.update([keys.popitem() for _ in range(min(len(keys), most - len(part)))])
-        return part
-
-    def add(self, other: "Parcel") -> None:
-        """Take back a part that was not delivered."""
-        merge(self.keys, other.keys)
-        merge(self.explicit, other.explicit)
-
-
 class Mailbox:
     """What one node still has to be told."""
 
@@ -115,7 +89,11 @@ class Mailbox:
         self._waiting = Parcel()
         self._sending = Parcel()
         self._batch = Parcel()
-        self._future: Future[Any] | None = None
+        self._job: Future[Any] | Errand | None = None
+        self._errand: Errand | None = None  # the job, if it is one
+        self._begin: Callable[[bytes | None, list[bytes]], Errand | None] | None
+        self._begin = getattr(node, "begin_invalidation", None)
+        self._under: int | None = None  # the generation that the last errand's keys were called by
         self._done: Callable[[Any, float, Observer], None] = self._sent
         self._failing_since: float | None = None  # monotonic s
         self._delay = 0.0  # s before the next attempt, 0 = the last one succeeded
@@ -141,8 +119,8 @@ class Mailbox:
 
     def due_at(self, vouched: bool) -> float | None:
         """Return when (monotonic s) something is to be done that no wake announces; None = nothing."""
-        if self._future is not None:
-            return None
+        if self._job is not None:
+            return None if self._errand is None else self._errand.until
         times = [self._retry_at] if self._delay and (vouched or self._sends) else []
         if self._journals or (self._unnoted and not self._unknown):
             times.append(self._journal_at)
@@ -157,6 +135,11 @@ class Mailbox:
             return True
         waiting = len(self._sending) or (len(self._waiting) and not self._sending.renews)
         return bool(waiting) and not self._unknown
+
+    @property
+    def errand(self) -> Errand | None:
+        """What of this waits for a socket; `step` goes on with it."""
+        return self._errand
 
     def put(self, keys: dict[bytes, float]) -> None:
         """Add keys; of several wishes for one key the strictest holds."""
@@ -180,14 +163,16 @@ class Mailbox:
 
         Raises what a node raised, unless it is a NodeError, or says of a node that was in order what is wrong with it.
         """
-        if self._future is not None and self._future.done():
-            self._collect(self._future, now, observer)
+        if self._errand is not None:
+            self._errand.attend(now)
+        if self._job is not None and self._job.done():
+            self._collect(self._job, now, observer)
         if self._unnoted and now >= self._journal_at and self.keeper is not None and self.keeper.generation is not None:
             self._note(now, observer)
             self._settle()
-        if self._future is None and self._journals and now >= self._journal_at:
+        if self._job is None and self._journals and now >= self._journal_at:
             self._write_journal(now, observer)
-        if self._future is None and now >= self._retry_at:
+        if self._job is None and now >= self._retry_at:
             try:
                 self._submit(now, vouched_until)
             except JournalError as error:  # what this node has missed cannot be read; the other nodes go on
@@ -203,18 +188,23 @@ class Mailbox:
     def close(self) -> None:
         """Stop the thread once its job is over; nothing new is begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._errand is not None:
+            self._errand.close()
         if self._journal is not None:
             self._journal.close()
 
-    def _collect(self, future: "Future[Any]", now: float, observer: Observer) -> None:
-        self._future = None
-        error = future.exception()
+    def _collect(self, job: "Future[Any] | Errand", now: float, observer: Observer) -> None:
+        errand, self._job, self._errand = self._errand, None, None
+        if errand is not None and errand.lost:  # its connection had died unnoticed: another one, in the thread
+            self._run(self._sent, self._send, self._batch, self._under)
+            return
+        error = job.exception()
         if error is None:
             self._met = True
             if self._failing_since is not None:
                 self._failing_since, self._delay = None, 0.0
                 observer.node_recovered(self.node.name)
-            self._done(future.result(), now, observer)
+            self._done(job.result(), now, observer)
             self._settle()
             return
         if self.keeper is not None and isinstance(error, GuardError):
@@ -248,7 +238,7 @@ class Mailbox:
             self._sending, self._waiting = self._waiting, Parcel(position=self._waiting.position)
         if len(self._sending):
             self._batch = self._sending.take(BATCH_KEYS)
-            self._run(self._sent, self._send, self._batch, None if keeper is None else keeper.generation)
+            self._tell(None if keeper is None else keeper.generation)
         elif self._sending.renews and keeper is not None and vouched:
             self._run(self._renewed, keeper.write, vouched_until, new=True)
 
@@ -256,8 +246,28 @@ class Mailbox:
         self, done: Callable[[Any, float, Observer], None], job: Callable[..., Any], *args: Any, **more: Any
     ) -> None:
         self._done = done
-        self._future = self._pool.submit(job, *args, **more)
-        self._future.add_done_callback(lambda _: self._wake())
+        self._job = future = self._pool.submit(job, *args, **more)
+        future.add_done_callback(lambda _: self._wake())
+
+    def _tell(self, generation: int | None) -> None:
+        """Tell the node the batch: as an errand if it can be one."""
+        self._under, self._errand = generation, self._set_out(generation)
+        if self._errand is None:
+            self._run(self._sent, self._send, self._batch, generation)
+        else:
+            self._job, self._done = self._errand, self._told
+
+    def _set_out(self, generation: int | None) -> Errand | None:
+        if self._begin is None:
+            return None
+        groups = self._called(self._batch, generation)
+        if max(groups) >= 1:  # what is to be left stale is looked at first
+            return None
+        names = [one for group in groups.values() for one in group]
+        return self._begin(None if self.keeper is None else self.keeper.key, names)
+
+    def _told(self, raw: bytes | None, now: float, observer: Observer) -> None:
+        self._sent((self._under, raw), now, observer)
 
     def _sent(self, found: "tuple[int | None, bytes | None]", now: float, observer: Observer) -> None:
         if self._moved(*found, observer):
@@ -319,14 +329,18 @@ class Mailbox:
         observer.journaled(self.node.name, len(self._journal), self._journal.size)
 
     def _send(self, parcel: Parcel, generation: int | None) -> "tuple[int | None, bytes | None]":
+        raw = None
+        for stale_for, names in self._called(parcel, generation).items():
+            raw = self._invalidate(names, stale_for)
+        return generation, raw
+
+    def _called(self, parcel: Parcel, generation: int | None) -> dict[float, list[bytes]]:
+        """Return what the keys are called on the node, by the s they may be served stale."""
         groups: dict[float, list[bytes]] = {}
         prefix = None if generation is None else wire_key(generation, b"")
         name(groups, parcel.keys, prefix, self._naming.unguarded or generation is None)
         name(groups, parcel.explicit, prefix, True)
-        raw = None
-        for stale_for, names in groups.items():
-            raw = self._invalidate(names, stale_for)
-        return generation, raw
+        return groups
 
     def _replay(self, entries: Entries) -> "tuple[Entries, int | None, bytes | None]":
         generation = None if self.keeper is None else self.keeper.generation

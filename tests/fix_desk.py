@@ -123,7 +123,7 @@ class Desk:
         deadline = time.monotonic() + WITHIN
         while True:
             self.dispatcher.step(self.now)
-            if box._future is None:
+            if box._job is None:
                 return
             assert time.monotonic() < deadline
             self.woken.wait(0.01)

@@ -33,7 +33,7 @@ LAYERS: dict[str, list[str]] = {
         *("keys", "codecs", "lease", "guard", "signature", "messages"),
         *(f"stores.{name}" for name in ("meta", "classic", "greeting", "ring", "redis_scripts", "redis_wire")),
         *(f"invalidation.{name}" for name in ("wire", "pgoutput", "stream", "walker", "_pgoutput", "_pure_pgoutput")),
-        *("invalidation.gate", "invalidation.held"),
+        *("invalidation.gate", "invalidation.held", "invalidation.parcel"),
         *(f"invalidation.{name}" for name in ("history", "markup", "quantities", "chart", "look")),
     ],
     "3 waiting": [

@@ -15,6 +15,7 @@ from leasecache.guard import NO_RUN
 from leasecache.lease import NO_CONNECTION, Answer, Ask, Fill, Hit, Lease, Refused, Token
 from leasecache.stores import meta
 from leasecache.stores.base import BatchReader, Outcome, Reader
+from leasecache.stores.errand import Errand
 from leasecache.stores.guarding import GuardedBatch
 from leasecache.stores.memcached_link import QUIET, Build, MemcachedLink
 from leasecache.stores.pool import Connection
@@ -104,6 +105,22 @@ class MemcachedNode(MemcachedLink):
         Raises NodeError.
         """
         return self._invalidate(keys, stale_for, guard_key)
+
+    def begin_invalidation(self, guard_key: bytes | None, keys: Sequence[bytes]) -> Errand | None:
+        """Begin what `invalidate_under` does without `stale_for`, for who cannot wait; no key, no record.
+
+        None: that cannot be done without waiting, or would take more than one exchange.
+        """
+
+        def read(replies: Sequence[Reply]) -> bytes | None:
+            deleted, record = meta.split_record(replies, guard_key)
+            meta.read_acknowledgement(deleted, 0, 0, None)
+            return record
+
+        requests = delete_requests(dict.fromkeys(keys), DELETIONS)
+        if len(requests) != 1:
+            return None
+        return self._begin(meta.then_record(requests[0] + meta.NOOP, guard_key), read)
 
     def run(self) -> str:
         """Return the mark of a server that forgets everything when it ends."""

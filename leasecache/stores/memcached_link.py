@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pymemcache.client.base import Client
@@ -16,6 +16,7 @@ from leasecache.metrics import NodeStats
 from leasecache.stores import classic, meta
 from leasecache.stores.clock import Reading
 from leasecache.stores.dial import Dialer, Tls, converse
+from leasecache.stores.errand import Errand
 from leasecache.stores.greeting import Credentials
 from leasecache.stores.pool import EPOCH, Connection, Pool
 from leasecache.stores.probe import Probe
@@ -106,6 +107,27 @@ class MemcachedLink:
             else:
                 self._down.answered()
                 return result
+
+    def _begin(self, request: bytes, read: Callable[[Sequence[Reply]], bytes | None]) -> Errand | None:
+        """Begin an exchange of quiet commands that is gone on with later; None when it cannot be without waiting."""
+        if self._down.delay:
+            return None
+        try:
+            connection = self._pool.idle.pop()
+        except IndexError:
+            return None
+        if connection.sock.gettimeout() is not None:  # its wire is not the compiled one: each call may wait that long
+            self._pool.release(connection)
+            return None
+
+        def settle(error: NodeError | None) -> None:
+            if error is not None:
+                self._broke(connection, error)
+            else:
+                self._pool.release(connection)
+                self._down.answered()
+
+        return Errand(connection, request, read, settle, time.monotonic() + self._timeout)
 
     def _present(self, epoch: int, build: Build, count: int, read: Read[C, T], context: C) -> T | None:
         """Do the like with tokens of `epoch`, over a connection that may present them; None when none is left."""

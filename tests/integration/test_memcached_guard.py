@@ -1,7 +1,10 @@
 """memcached under a guard: what is believed, what is asked anew, and what goes to the loader instead."""
 
 import contextlib
+import select
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +16,7 @@ from leasecache.guard import wire_key
 from leasecache.lab import MemcachedServer, wait_until
 from leasecache.lease import Ask, Fill, Hit, Lease, Refused, Stale, Stored, Token, Wait
 from leasecache.stores import memcached_link, meta
+from leasecache.stores.errand import Errand
 from leasecache.stores.memcached import MemcachedNode
 from leasecache.stores.routed import RoutedStore
 from leasecache.stores.trust import ATTEMPTS
@@ -330,6 +334,42 @@ def test_invalidate_under(guarded: Guarded, stale_for: float, count: int) -> Non
     record = guarded.voucher.vouch(marks=[MARK])
     assert node.invalidate_under(guarded.voucher.key, keys, stale_for) == record.to_bytes()
     assert not any(isinstance(node.lease_get(key, LONG), Hit) for key in keys[:1] + keys[-1:])
+
+
+def test_an_errand(guarded: Guarded) -> None:
+    """What `invalidate_under` does can be begun and gone on with; over a connection that has died it is lost.
+
+    Not where a wire's socket does its own waiting.
+    """
+    node, key = guarded.vouching, wire_key(5, guarded.namespace.encode())
+    assert MemcachedNode(node.name).begin_invalidation(None, [key]) is None  # there is no connection yet
+    assert isinstance(node.lease_get(key, LONG), Lease)
+    record = guarded.voucher.vouch(marks=[MARK])
+    assert node.begin_invalidation(None, []) is None
+    if node._pool.idle[0].sock.gettimeout() is not None:
+        assert node.begin_invalidation(None, [key]) is None
+        return
+    assert finished(node.begin_invalidation(guarded.voucher.key, [key])).result() == record.to_bytes()
+    assert isinstance(node.lease_get(key, LONG), Lease)  # the one of before is gone
+    assert finished(node.begin_invalidation(None, [key])).result() is None
+    assert isinstance(node.lease_get(key, LONG), Lease)
+    open_now = node.connections
+    for connection in node._pool.idle:
+        connection.sock.shutdown(socket.SHUT_RDWR)
+    assert finished(node.begin_invalidation(guarded.voucher.key, [key])).lost
+    assert node.connections != open_now
+    assert node.invalidate_under(guarded.voucher.key, [key]) == record.to_bytes()
+
+
+def finished(errand: Errand | None) -> Errand:
+    """Return an errand that is over."""
+    assert errand is not None
+    ready = select.poll()
+    while not errand.done():
+        ready.register(errand.socket, errand.events)
+        assert ready.poll(10_000)
+        errand.attend(time.monotonic())
+    return errand
 
 
 def test_node_that_was_restarted_is_not_believed() -> None:

@@ -1,5 +1,7 @@
 """Cache nodes: leases as in memory, behind a network that delays, loses and holds back, and lives that forget all."""
 
+import math
+import select
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +13,8 @@ from leasecache.lease import Answer, Hit, Lease, Token
 from leasecache.stores.base import Outcome
 from leasecache.stores.memory import MemoryStore
 from leasecache.stores.ring import ring
-from tests.simulation.kernel import Kernel, Signal
+from tests.simulation.fakes import Descriptor, Descriptors
+from tests.simulation.kernel import Kernel, Signal, current_owner
 
 Command = Callable[[MemoryStore], Any]
 OPEN: frozenset[str] = frozenset()
@@ -94,11 +97,51 @@ class CacheNode:
         request.signal.notify(self.kernel)
 
 
+class Errand:
+    """An exchange that goes on by itself, and makes its descriptor readable when it is over."""
+
+    until, events = math.inf, select.POLLIN
+
+    def __init__(self, node: CacheNode, commands: Sequence[Command], descriptors: Descriptors) -> None:
+        self.lost = node.kernel.random.random() < 0.02  # its connection had died before
+        self._descriptor = Descriptor()
+        self.socket = descriptors.add(self._descriptor)
+        self._over, self._error = False, None
+        self._record: bytes | None = None
+        node.kernel.spawn(self._go, node, commands, owner=current_owner())
+
+    def _go(self, node: CacheNode, commands: Sequence[Command]) -> None:
+        try:
+            self._record = None if self.lost else node.exchange("daemon", commands)[-1]
+        except NodeError as error:
+            self._error = error
+        self._over = True
+        self._descriptor.announce(node.kernel)
+
+    def attend(self, now: float) -> None:
+        """Do nothing."""
+
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self._over
+
+    def exception(self) -> NodeError | None:
+        """Return what went wrong."""
+        return self._error
+
+    def result(self) -> bytes | None:
+        """Return the guard record."""
+        return self._record
+
+    def close(self) -> None:
+        """Do nothing: what is under way is carried out."""
+
+
 class DaemonNode:
     """What the daemon calls a node."""
 
-    def __init__(self, node: CacheNode) -> None:
-        self._node, self.name = node, node.name
+    def __init__(self, node: CacheNode, descriptors: Descriptors) -> None:
+        self._node, self.name, self._descriptors = node, node.name, descriptors
 
     def run(self) -> str:
         """Say that a restart forgets everything."""
@@ -113,6 +156,12 @@ class DaemonNode:
         commands = [_invalidation(key, stale_for) for key in keys]
         record: bytes | None = self._node.exchange("daemon", [*commands, look(guard_key)])[-1]
         return record
+
+    def begin_invalidation(self, guard_key: bytes, keys: Sequence[bytes]) -> Errand | None:
+        """Do the like without waiting, if there is a connection that nobody uses."""
+        if self._node.kernel.random.random() < 0.3:
+            return None
+        return Errand(self._node, [*(_invalidation(key, 0) for key in keys), look(guard_key)], self._descriptors)
 
     def lease_get(self, key: bytes, lease_for: float, refresh_ahead: float = 0, mark: None = None) -> Answer:
         """Read, or take the lease."""
@@ -148,9 +197,9 @@ class DaemonNode:
 class DaemonRing:
     """The store, as the daemon sees it."""
 
-    def __init__(self, nodes: Sequence[CacheNode], namespace: str) -> None:
+    def __init__(self, nodes: Sequence[CacheNode], namespace: str, descriptors: Descriptors) -> None:
         self.namespace = namespace
-        self.nodes = [DaemonNode(node) for node in nodes]
+        self.nodes = [DaemonNode(node, descriptors) for node in nodes]
         self.mark = ring_mark([node.name for node in nodes])
         self._ring = ring([node.name for node in nodes])
 

@@ -148,7 +148,7 @@ class World:
         work = Work(
             router=Router(RULES),
             rules=RULES,
-            rings=[DaemonRing(self.nodes, NAMESPACE)],
+            rings=[DaemonRing(self.nodes, NAMESPACE, self.machine.descriptors)],
             terms=terms,
             transaction_keys=MOST_KEYS,
         )
