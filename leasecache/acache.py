@@ -13,7 +13,7 @@ from leasecache.config import open_async_store
 from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.metrics import Stats, snapshot
 from leasecache.policy import Policy, PolicyFields
-from leasecache.registry import Registry, check_fill, check_given, check_invalidation, check_lease, chosen
+from leasecache.registry import Registry, check_fill, check_given, check_invalidation, check_lease, chosen, unmarked
 from leasecache.rules import Row
 from leasecache.surface import AsyncCachedFunction, AsyncCachedManyFunction
 
@@ -113,7 +113,7 @@ class AsyncCache(Registry[AsyncDriver]):
     async def lease_get(self, key: bytes, *, lease_for: float = 10) -> Answer:
         """Return Hit, Stale, Wait or Lease for a key from `.key()`; a lease lives `lease_for` s. Raises NodeError."""
         check_lease(key, lease_for)
-        return await self.driver().store.lease_get(key, lease_for)
+        return unmarked(key, await self.driver().store.lease_get(key, lease_for))
 
     async def lease_set(self, lease: Lease, value: bytes, ttl: float) -> Stored | Refused:
         """Store `value` for `ttl` s under a lease that is still good. Raises NodeError."""

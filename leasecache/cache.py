@@ -12,7 +12,7 @@ from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.many import CachedManyCore
 from leasecache.metrics import Stats, snapshot
 from leasecache.policy import Policy, PolicyFields
-from leasecache.registry import Registry, check_fill, check_given, check_invalidation, check_lease, chosen
+from leasecache.registry import Registry, check_fill, check_given, check_invalidation, check_lease, chosen, unmarked
 from leasecache.rules import Row
 from leasecache.surface import CachedFunction, CachedManyFunction
 
@@ -123,7 +123,7 @@ class Cache(Registry[Driver]):
     def lease_get(self, key: bytes, *, lease_for: float = 10) -> Answer:
         """Return Hit, Stale, Wait or Lease for a key from `.key()`; a lease lives `lease_for` s. Raises NodeError."""
         check_lease(key, lease_for)
-        return self.driver().store.lease_get(key, lease_for)
+        return unmarked(key, self.driver().store.lease_get(key, lease_for))
 
     def lease_set(self, lease: Lease, value: bytes, ttl: float) -> Stored | Refused:
         """Store `value` for `ttl` s under a lease that is still good. Raises NodeError."""

@@ -27,7 +27,11 @@ _FIX = "annotate it precisely, or pass codec='json' or codec='pickle'"
 RAW_FLAGS = _IDS["raw"] << _CODEC_SHIFT  # values of the low-level API: bytes without a type
 UNCACHEABLE = 15 << _CODEC_SHIFT  # an empty item that says: the value is too large for the cache, load and do not wait
 _UNUSED = 3 << 24
-_NAMES = {number: name for name, number in _IDS.items()}
+_NAMES = {number: name for name, number in _IDS.items()} | {UNCACHEABLE >> _CODEC_SHIFT: "uncacheable"}
+_HIDDEN = {
+    "pickle": "loading a pickle runs code",
+    "uncacheable": "it was too large to be stored, and this is the mark of it",
+}
 INFLATED_MAX = 64 * 2**20  # bytes; a kilobyte in the cache must not become a gigabyte in the reader
 
 _OPEN = (Any, dict, list, set, frozenset, tuple, object, abc.Mapping, abc.MutableMapping, abc.Sequence, abc.Collection)
@@ -92,7 +96,7 @@ class Codec:
 class Description(NamedTuple):
     """What the client flags of a stored value tell to those who do not know its type."""
 
-    codec: str  # "foreign" when leasecache did not write it
+    codec: str  # "uncacheable": the mark of a value too large; "foreign": leasecache did not write it
     compressed: bool
     is_none: bool
 
@@ -112,8 +116,7 @@ def decode_untyped(flags: int, body: bytes) -> Any:
     """
     codec, compressed, is_none = describe(flags)
     if codec not in _UNTYPED:
-        reason = "loading a pickle runs code" if codec == "pickle" else "leasecache did not write it"
-        raise DecodeError(reason)
+        raise DecodeError(_HIDDEN.get(codec, "leasecache did not write it"))
     if is_none:
         return None
     try:

@@ -9,12 +9,13 @@ from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
 from leasecache._accel import Bypass
+from leasecache.codecs import UNCACHEABLE
 from leasecache.config import check_guard, parse_url
 from leasecache.decorator import decorate, plain
 from leasecache.errors import ConfigError, DefinitionError
 from leasecache.function import AnyDriver, FunctionCore, Loader
 from leasecache.keys import check_key
-from leasecache.lease import Lease
+from leasecache.lease import Answer, Lease, Wait
 from leasecache.messages import CommitMessage
 from leasecache.policy import LEASE_MOST, Policy, at_least
 from leasecache.rules import Row, RuleSet
@@ -214,6 +215,13 @@ def check_lease(key: object, lease_for: object) -> None:
     check_key(key)
     if not (at_least(lease_for, 1) and lease_for <= LEASE_MOST):  # type: ignore[operator]
         raise ConfigError(f"lease_for={lease_for!r} must be from 1 s to {LEASE_MOST} s")
+
+
+def unmarked(key: bytes, answer: Answer) -> Answer:
+    """Return an answer to who knows no marks: of a value that was too large to store there is nothing to serve."""
+    if isinstance(answer, Wait) or answer.flags != UNCACHEABLE:
+        return answer
+    return Lease(key, answer.token if isinstance(answer, Lease) else None)
 
 
 def check_given(lease: object) -> None:

@@ -411,3 +411,12 @@ def test_exit_codes(shop: Application) -> None:
     assert run_to_exit([*CLI, "peek", key + "0", "--cache", shop.url])[0] == 1
     assert run_to_exit([*CLI, "invalidate", "media:1", "--cache", shop.url])[0] == 2
     assert run_to_exit([*CLI, "invalidate", key, "--cache", shop.url, "--stale-for", "-1"])[0] == 2
+
+
+def test_mark_of_a_value_too_large(run: Run, shop: Application) -> None:
+    """What leasecache has left in place of a value is told as that, not as somebody else's."""
+    key = shop.store(b"x" * 2**21, bytes)
+    code, out, err = run("get", key, "--cache", shop.url)
+    assert (code, out) == (1, b"")
+    assert "(uncacheable, 0 bytes) is not shown: it was too large to be stored" in err
+    assert json.loads(run("peek", key, "--cache", shop.url, "--json")[1])["codec"] == "uncacheable"
