@@ -8,6 +8,7 @@ from leasecache.calls import CachedCore
 from leasecache.codecs import RAW_FLAGS
 from leasecache.config import open_store
 from leasecache.driver import Driver
+from leasecache.errors import ConfigError
 from leasecache.lease import Answer, Lease, Refused, Stored
 from leasecache.many import CachedManyCore
 from leasecache.metrics import Stats, snapshot
@@ -49,6 +50,8 @@ class Cache(Registry[Driver]):
         self, *, background: Executor | None = _POOL, in_transaction: Callable[[], bool] | None = None
     ) -> None:
         super().__init__(in_transaction)
+        if background is not None and background is not _POOL and not callable(getattr(background, "submit", None)):
+            raise ConfigError(f"background={background!r} must be an executor, with submit(), or None")
         self._background: Executor = Background() if background is _POOL else background or INLINE
 
     @classmethod

@@ -276,6 +276,10 @@ def _nodes(url: str, scheme: str, address: str) -> tuple[tuple[str, ...], tuple[
             raise ConfigError(f"cache URL {url!r}: {scheme}:// takes no address; options follow a '?'")
         return (), ()
     if address.startswith("/") and address != "/" and "+" not in scheme and scheme != "rediss":
+        if "," in address:
+            raise ConfigError(
+                f"cache URL {url!r}: {scheme}:/// takes one Unix socket; write a comma in its path as %2C"
+            )
         return (unquote(address),), (1,)
     if "/" in address.removesuffix("/"):
         raise _misshaped(url, scheme)

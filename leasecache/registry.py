@@ -43,6 +43,8 @@ class Registry(ABC, Generic[D]):
     _batch: type[FunctionCore]  # what becomes of a function of many
 
     def __init__(self, in_transaction: Callable[[], bool] | None = None) -> None:
+        if in_transaction is not None and not callable(in_transaction):
+            raise ConfigError(f"in_transaction={in_transaction!r} must be a function that tells, or None")
         self.active: D | None = None  # what calls use: the latest of those below
         self._configured: D | None = None
         self._overriding: list[D] = []

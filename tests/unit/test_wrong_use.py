@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from leasecache import Cache, ConfigError, DefinitionError
+from leasecache import AsyncCache, Cache, ConfigError, DefinitionError
 from tests.facade import BlockingCache
 
 KEY = b"key"
@@ -146,3 +146,24 @@ def test_get_many_of_a_method_wants_an_instance() -> None:
     assert Shelf().get.get_many([1]) == {1: 1}
     with pytest.raises(TypeError, match=r"\.Shelf\.get: get_many wants an instance, such as Shelf\(…\)\.get\.get_many"):
         Shelf.get.get_many([1])
+
+
+@pytest.mark.parametrize("scheme", ["memcached", "redis"])
+def test_several_unix_sockets_are_no_path(scheme: str) -> None:
+    """A list of sockets would be one file that is never there; a comma of a path is percent-encoded."""
+    with pytest.raises(ConfigError, match=r"takes one Unix socket; write a comma in its path as %2C$"):
+        Cache.from_url(f"{scheme}:///run/a.sock,/run/b.sock")
+    Cache.from_url(f"{scheme}:///run/a%2Cb.sock")
+
+
+def test_background_that_is_no_executor() -> None:
+    """It would be found out by a warning in the log at the first refresh; guard: the check in `Cache`."""
+    with pytest.raises(ConfigError, match=r"^background=5 must be an executor, with submit\(\), or None$"):
+        Cache(background=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Cache, AsyncCache])
+def test_in_transaction_that_cannot_be_asked(kind: Any) -> None:
+    """A value in place of a function would fail at the first call; guard: the check in `Registry`."""
+    with pytest.raises(ConfigError, match=r"^in_transaction=True must be a function that tells, or None$"):
+        kind.from_url("memory://", in_transaction=True)
