@@ -103,8 +103,9 @@ class AsyncCachedCore(FunctionCore):
 
     async def _settle(self, bound: Bound, tasks: dict[bytes, Task], answers: Iterable[Any]) -> dict[bytes, Any]:
         found = self.sort(bound, tasks, answers)
-        steps = gather([*found.flows, *found.lost], look_up, at_once=LOADS_AT_ONCE)
-        return found.merge(await bound.driver.run_many(steps) if found.flows or found.lost else ())
+        queued: set[bytes] = set()
+        steps = gather([*found.flows, *found.lost], look_up, at_once=LOADS_AT_ONCE, queued=queued)
+        return found.merge(await bound.driver.run_many(steps, queued=queued) if found.flows or found.lost else ())
 
     def _shortcut(self) -> tuple[Bound, Renderer, Callable[[bytes], Any]]:
         bound = self.bind()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from typing import Any, TypeVar
 
 from leasecache.apoller import AsyncPoller
@@ -47,11 +47,17 @@ class AsyncDriver:
         """Perform the flow's requests until it returns; what a request raises is thrown into it."""
         return await self._drive(flow, lambda request: self._perform[type(request)](request, task))
 
-    async def run_many(self, steps: Generator[Step, Any, T], load_many: AsyncLoadMany | None = None) -> T:
-        """Perform the steps of `gather`; `load_many` loads the values of several tasks in one call."""
+    async def run_many(
+        self, steps: Generator[Step, Any, T], load_many: AsyncLoadMany | None = None, queued: Collection[bytes] = ()
+    ) -> T:
+        """Perform the steps of `gather`; `load_many` loads the values of several tasks in one call.
+
+        No loader waits for the keys `queued`, whose loads may be waiting for it to end.
+        """
         running: dict[int, asyncio.Task[Any]] = {}
         try:
-            return await self._drive(steps, lambda step: self._perform_step(step, load_many, running))
+            with self.local.loading(queued):
+                return await self._drive(steps, lambda step: self._perform_step(step, load_many, running))
         finally:
             await _cancel(running.values())
 

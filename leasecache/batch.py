@@ -60,14 +60,16 @@ def gather(
     deferred: Iterable[tuple[Task, Flow]] = (),
     load_all: bool = False,
     at_once: int = 1,
+    queued: set[bytes] | None = None,
 ) -> Generator[Step, Any, list[Entry]]:
     """Run flows in step and return their entries in order; the first that raises ends them all, leases given back.
 
     `deferred` flows begin when all loads are done: while a thread loads it cannot wait for others, and nobody shall
     wait for it to do so. `load_all`: one call loads for everyone who has to load. Otherwise `at_once` loads run at a
     time, and a lease whose load has not begun within lease_for / 2 is given back; its task starts `again` later.
+    `queued` always has the keys whose loads have not begun.
     """
-    batch = _Batch(again, load_all, at_once)
+    batch = _Batch(again, load_all, at_once, set() if queued is None else queued)
     try:
         batch.start(flows)
         batch.defer(deferred)
@@ -98,11 +100,12 @@ class _Run:
 class _Batch:
     """The flows of one batch."""
 
-    def __init__(self, again: Callable[[Task], Flow], load_all: bool, at_once: int) -> None:
+    def __init__(self, again: Callable[[Task], Flow], load_all: bool, at_once: int, queued: set[bytes]) -> None:
         self.entries: dict[int, Entry] = {}
         self._again = again
         self._load_all = load_all
         self._at_once = at_once
+        self._queued = queued
         self._runs: dict[int, _Run] = {}
         self._asked: defaultdict[type[Any], dict[int, _Run]] = defaultdict(dict)  # by request, the oldest first
         self._deferred: list[_Run] = []
@@ -171,6 +174,7 @@ class _Batch:
             if len(self._loading) == self._at_once:
                 break
             self._loading[run.position] = run
+            self._queued.discard(run.task.key)
         waiting = [*self._loading.values(), *self._asking(Look), *self._asking(Join)]
         return FirstOf({run.position: (run.task, run.request) for run in waiting})
 
@@ -234,10 +238,13 @@ class _Batch:
 
     def _advance(self, run: _Run, step: Callable[[], Request]) -> None:
         self._asked[type(run.request)].pop(run.position, None)
+        self._queued.discard(run.task.key)
         try:
             run.request = step()
             run.since = time.monotonic()
             self._asked[type(run.request)][run.position] = run
+            if isinstance(run.request, Load):
+                self._queued.add(run.task.key)
         except StopIteration as stop:
             self._end(run, stop.value)
         except _Unbegun:

@@ -58,7 +58,7 @@ class Local:
 
     @contextlib.contextmanager
     def loading(self, keys: Collection[bytes]) -> Iterator[None]:
-        """Note in this task, and in those that it starts, that `keys` are being loaded; for loaders that are tasks."""
+        """Note in this task, and in those that it starts, that `keys` are its to load; for loaders that are tasks."""
         hand = _Hand(self, keys)
         token = _IN_HAND.set((*_IN_HAND.get(), hand))
         try:
