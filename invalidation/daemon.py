@@ -9,7 +9,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -35,6 +35,7 @@ from leasecache.rules import RuleSet
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # s between attempts to reconnect
 SPARE_EVERY = 0.5  # s between two looks of a spare at the slot
 SILENCE_LEAST = 30.0  # s
+LOOK_WITHIN = 5.0  # s that the first look at the catalogues may take
 
 _SERVER = "select pg_postmaster_start_time()::text"
 _TIMEOUT = "select extract(epoch from current_setting('wal_sender_timeout')::interval)"
@@ -105,6 +106,7 @@ class Daemon:
         self._gap_since = 0.0  # monotonic s
         self._look = 0  # the look at the catalogues that the stream waits for
         self._looked_for = 0  # because of how many commands
+        self._tables: Mapping[str, str] | None = None  # what the journal has of them
         self._delay = 0.0
         self._began = 0.0
         self._stood_by = False
@@ -167,6 +169,7 @@ class Daemon:
     def _look_out(self, follower: Follower) -> None:
         """Hear what the catalogues say; changes that may not have been sent end the conversation."""
         finished = self._watch.finished  # before what it has found is taken: later finds are of a later look
+        tables = self._watch.marks()
         findings = self._watch.take()
         if findings is not None:
             self._monitor.drifted(findings)
@@ -176,6 +179,9 @@ class Daemon:
             self._note_gap(loss.reason, free=True)  # somebody changed the catalogue, and may do so often
         if self._gap is not None:
             raise SourceError(self._gap)
+        if tables is not None and tables is not self._tables:
+            self._tables = tables
+            self._dispatcher.stand_on(tables)
         if follower.drifts:
             self._await_look(follower, finished)
 
@@ -224,7 +230,7 @@ class Daemon:
             self._began = time.monotonic()
             confirmed = self._confirmed()  # from here on nobody else moves it
             self._readers.released = max(self._readers.released, confirmed)
-            known = self._dispatcher.knows(system, confirmed)
+            known = self._dispatcher.knows(system, confirmed, self._watch.marks(LOOK_WITHIN))
             if not self._arrive(replication, confirmed, known=known):
                 return None
             self._dispatcher.begin(system, confirmed, time.monotonic(), known=known)

@@ -4,7 +4,7 @@ Each node has a mailbox; the owners of a key, one per ring, get it. A node that 
 with back-off, or has them in its journal; the others go on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -83,6 +83,7 @@ class Dispatcher:
         self._journal = _journal(terms, slot)
         self._readers = readers
         self._system = ""
+        self._tables: str | None = None  # digest of what is known of the tables
         self._reported = 0
         self._vouched_until = 0.0  # monotonic s
         self._position = 0
@@ -93,21 +94,24 @@ class Dispatcher:
     @property
     def acknowledged(self) -> int:
         """The position W: everything before it has been acknowledged by every node that owns a key of it."""
-        return min((box.acknowledged for box in self._mailboxes.values()), default=self._position)
+        return min([box.acknowledged for box in self._mailboxes.values()], default=self._position)
 
     def __len__(self) -> int:
         """Return how many keys are in memory and not acknowledged."""
         return sum(map(len, self._mailboxes.values()))
 
-    def knows(self, system: str, confirmed: int) -> bool:
+    def knows(self, system: str, confirmed: int, tables: Mapping[str, str] | None = None) -> bool:
         """Tell whether nobody else can have moved the slot, confirmed up to a position, since we last reported.
 
+        And whether the tables are what they were then: what happened to them meanwhile may not be in the stream.
         Raises SourceError while another daemon uses the journal.
         """
         if self._mailboxes and self._system:
             return system == self._system and confirmed <= self._reported
         saved = None if self._journal is None else self._journal.open()
-        if saved is None or saved.readers is None or saved.readers != self._readers():
+        if self._journal is None or saved is None or saved.readers is None or saved.readers != self._readers():
+            return False
+        if not self._journal.stands_on(saved, tables):
             return False
         return saved.system == system and confirmed <= saved.acknowledged
 
@@ -127,17 +131,31 @@ class Dispatcher:
 
     def confirm(self) -> int:
         """Return W to be reported, noted on disk before if there is a journal; the last one that was, if that fails."""
-        position = self.acknowledged
-        if self._journal is None or position <= self._reported:
-            self._reported = max(self._reported, position)
-            return self._reported
-        owed = any(box.renews for box in self._mailboxes.values())  # to readers that went back: not to be forgotten
+        position = max(self._reported, self.acknowledged)
+        if self._journal is None:
+            self._reported = position
+            return position
         try:
-            self._journal.save(Position(self._system, position, None if owed else self._readers()))
+            self._journal.save(self._standing(position))
             self._reported = position
         except JournalError as error:
             self._observer.journal_failed("*", error)
         return self._reported
+
+    def _standing(self, position: int) -> Position:
+        owed = any(box.renews for box in self._mailboxes.values())  # to readers that went back: not to be forgotten
+        return Position(self._system, position, None if owed else self._readers(), self._tables)
+
+    def stand_on(self, tables: Mapping[str, str]) -> None:
+        """Note what is known of the tables, once whatever was lost around it has been dealt with."""
+        if self._journal is not None:
+            try:
+                self._tables = self._journal.note_tables(tables)
+                standing = self._standing(self._reported)
+                if standing.readers is not None:  # else what was saved says more, as long as it holds
+                    self._journal.save(standing)
+            except JournalError as error:
+                self._observer.journal_failed("*", error)
 
     def doubt(self) -> None:
         """Note on disk that changes may be missing: until there are new generations, its finder knows nothing."""

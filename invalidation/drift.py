@@ -6,6 +6,7 @@ A `Loss` is a difference between two looks around which changes may not have bee
 node a new generation once the readers show everything up to its position.
 """
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -59,6 +60,7 @@ class Watch:
         self._losses: list[Loss] = []
         self._taken: list[Finding] | None = None
         self._before: Catalog | None = None
+        self._marks: Mapping[str, str] | None = None
         self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._run, name="leasecache-watch", daemon=True)
 
@@ -87,6 +89,12 @@ class Watch:
         with self._lock:
             losses, self._losses = self._losses, []
             return losses
+
+    def marks(self, patience: float = 0.0) -> Mapping[str, str] | None:
+        """Return what the last look saw of the tables; wait up to `patience` s for the first one, None = none yet."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._marks is not None, patience)
+            return self._marks
 
     def close(self) -> None:
         """End the thread; a look that hangs is left behind."""
@@ -134,11 +142,14 @@ class Watch:
         reasons = [] if self._before is None else list(self._compare(self._connection, self._before, catalog))
         ((position,),) = ask(self._connection, _POSITION)
         findings = [finding for finding in lint(self._rules, catalog) if not finding.note]
+        marks = marks_of(catalog, self._rules)
         with self._lock:
             self._before = catalog
+            self._marks = self._marks if marks == self._marks else marks
             self._findings = findings
             self._losses += [Loss(reason, parse_lsn(position)) for reason in reasons]
             self.finished = self._begun
+            self._lock.notify_all()
         self._wake()
 
     def _compare(self, connection: Connection, before: Catalog, now: Catalog) -> Iterator[str]:
@@ -166,6 +177,35 @@ def compare(before: Catalog, now: Catalog, rules: RuleSet) -> Iterator[str]:
         else:
             changes = list(_table_changes(old, new, needed.get(name, frozenset())))
             yield from (f"{_shown(name)} {change}" for change in changes)
+
+
+def marks_of(catalog: Catalog, rules: RuleSet) -> dict[str, str]:
+    """Return what two looks would be compared by, if the process that had the first look were over: thing → what it is.
+
+    Less of it than `compare` has: whatever the stream itself tells may have changed meanwhile.
+    """
+    publication = catalog.publication
+    facts: dict[tuple[str, ...], object] = {
+        (): publication and (publication.oid, sorted(publication.operations.items()), publication.via_root)
+    }
+    needed = needed_columns(catalog, rules)
+    for schema, name in {(rule.schema, rule.table) for rule in rules.rules}:
+        table = catalog.tables.get((schema, name))
+        sent = None if publication is None else publication.tables.get((schema, name))
+        facts[schema, name] = table and (
+            table.oid,
+            table.named,
+            table.kind,
+            table.persistence,
+            sent and sent.row_filter,
+        )
+        leaves = () if table is None else table.partitions
+        attached = [(one.oid, one.attached, None if one.tells_truncate else one.file) for one in leaves]
+        facts[schema, name, "partitions"] = attached
+        for column in needed.get((schema, name), ()):
+            listed = sent is not None and (sent.columns is None or column in sent.columns)
+            facts[schema, name, "columns", column] = table and _identified(table, column), listed
+    return {json.dumps(thing): repr(fact) for thing, fact in facts.items()}
 
 
 def _publication_changes(before: Catalog, now: Catalog, needed: Mapping[Name, frozenset[str]]) -> Iterator[str]:

@@ -1,16 +1,17 @@
 """What nodes could not be told, on disk, so that the source need not keep its log for them.
 
-A directory for one slot: `position` holds the last W that was reported, and each node has a file of lines: `g` its
-generation, with the run of the server and what the record named, `k` a key, `v` everything is void. A key is in the
-file, and the file on disk, before W passes it. A line cut off by a crash was never counted on; anything else that
-cannot be read makes the node's generation void.
+A directory for one slot: `position` holds the last W that was reported, `tables` what was known of the tables then,
+and each node has a file of lines: `g` its generation, with the run of the server and what the record named, `k` a key,
+`v` everything is void. A key is in the file, and the file on disk, before W passes it. A line cut off by a crash was
+never counted on; anything else that cannot be read makes the node's generation void.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import quote
@@ -31,6 +32,7 @@ class Position(NamedTuple):
     system: str  # the cluster's identifier
     acknowledged: int
     readers: int | None  # another number when a reader may have gone back in time since, None = unknown
+    tables: str | None = None  # digest of what was known of the tables, None = nothing
 
 
 class Entries(NamedTuple):
@@ -76,6 +78,23 @@ class Journal:
             replace_file(self._directory / "position", json.dumps(position._asdict()).encode())
             self._saved = position
 
+    def note_tables(self, marks: Mapping[str, str]) -> str:
+        """Keep what is known of the tables; return its digest, for a `Position`. Raises JournalError."""
+        replace_file(self._directory / "tables", json.dumps(marks).encode())
+        return _digest(marks)
+
+    def stands_on(self, position: Position, marks: Mapping[str, str] | None) -> bool:
+        """Tell whether what was known of the tables at `position` is still so; more may be known by now."""
+        if marks is None or position.tables == _digest(marks):
+            return position.tables == (None if marks is None else _digest(marks))
+        try:
+            known = json.loads((self._directory / "tables").read_bytes())
+            return _digest(known) == position.tables and all(
+                known.get(name, marks[name]) == marks[name] for name in marks
+            )
+        except (OSError, ValueError, AttributeError, TypeError):
+            return False
+
     def of(self, node: str, *, voidable: bool) -> "NodeJournal":
         """Return the journal of a node; `voidable`: beyond its limit a new generation does. Raises JournalError."""
         return NodeJournal(self._directory / _file_name(node), self._limit, voidable=voidable)
@@ -99,7 +118,7 @@ class Journal:
     def _read_position(self) -> Position | None:
         try:
             found = json.loads((self._directory / "position").read_bytes())
-            return Position(str(found["system"]), int(found["acknowledged"]), found["readers"])
+            return Position(str(found["system"]), int(found["acknowledged"]), found["readers"], found.get("tables"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -259,6 +278,10 @@ class NodeJournal:
                 self.void = True
         except ValueError:
             self.void = True
+
+
+def _digest(marks: Mapping[str, str]) -> str:
+    return hashlib.blake2b(json.dumps(sorted(marks.items())).encode(), digest_size=16).hexdigest()
 
 
 def write_all(descriptor: int, data: bytes) -> None:

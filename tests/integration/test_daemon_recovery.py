@@ -117,6 +117,24 @@ def test_the_journal_keeps_the_generation(shop: Shop, tmp_path: Path) -> None:
         assert (shop.generation(), shop.state(2)) == (generation, "fresh")
 
 
+def test_what_became_of_tables_while_no_daemon_ran(shop: Shop, tmp_path: Path) -> None:
+    """A daemon that begins again goes by what its journal has of the tables: the stream does not tell all of it.
+
+    Guard: `stands_on`. Under another name rows change unseen, and all is as before when the daemon looks.
+    """
+    for statement in triggers_ddl(frozenset()):
+        shop.world.write(statement)
+    daemon = more(shop.world.daemon, f'[journal]\ndirectory = "{tmp_path}"\n').start().streaming()
+    shop.await_state("fresh")
+    assert daemon.terminate() == 0
+    with shop.world.primary.connect(shop.world.database, autocommit=False) as connection:
+        connection.execute("alter table media rename to apart")
+        connection.execute("update apart set title = 'unseen'")
+        connection.execute("alter table apart rename to media")
+    daemon.start().streaming()
+    shop.await_value("unseen")
+
+
 def test_a_spare_takes_over(shop: Shop, tmp_path: Path) -> None:
     """A second daemon on the slot waits, says so, and follows within seconds of the first one's death."""
     first = shop.world.daemon.start().streaming()

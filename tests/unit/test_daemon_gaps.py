@@ -33,6 +33,9 @@ class FakeWatch:
         """Promise the first look."""
         return 1
 
+    def marks(self) -> None:
+        """Know nothing of the tables."""
+
     def take(self) -> None:
         """Find nothing."""
 

@@ -9,6 +9,7 @@ import pytest
 from leasecache.errors import SourceError
 from leasecache.guard import Record, wire_key
 from leasecache.invalidation.dispatch import Dispatcher, Terms
+from leasecache.invalidation.journal import Journal, Position
 from leasecache.invalidation.keeper import CLOCK_SLACK, SUCCESSOR_WAIT
 from leasecache.invalidation.mailbox import JOURNAL_AFTER, JOURNAL_EVERY, Naming
 from leasecache.rules import RuleSet
@@ -395,3 +396,30 @@ def test_a_journal_that_cannot_be_read(journaling: Desk, tmp_path: Path) -> None
     desk.again(10)
     desk.step()
     assert desk.generation() != generation
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "known"),
+    [
+        ({"media": "1"}, {"media": "1"}, True),
+        ({"media": "1"}, {"media": "1", "comments": "2"}, True),  # a rule more
+        ({"media": "1", "comments": "2"}, {"media": "1"}, True),
+        ({"media": "1"}, {"media": "2"}, False),
+        ({"media": "1"}, None, False),
+        (None, {"media": "1"}, False),
+        (None, None, True),
+    ],
+)
+def test_tables_between_processes(
+    tmp_path: Path, before: dict[str, str] | None, now: dict[str, str] | None, known: bool
+) -> None:
+    """What a journal has of the tables must be so still; a position that does not go with it says nothing."""
+    journal = Journal(tmp_path, "slot", 2**20)
+    position = Position("system", 10, 1, None if before is None else journal.note_tables(before))
+    journal.save(position)
+    saved = journal.open()
+    assert saved == position
+    assert journal.stands_on(saved, now) is known
+    journal.note_tables({"others": "3"})
+    assert journal.stands_on(saved, now) is (known and before == now)
+    journal.close()
