@@ -52,6 +52,7 @@ class Table:
     named: str  # the transaction that gave it its name, schema or owner
     file: int  # its relfilenode: another one when it was truncated or rewritten
     tells_truncate: bool = False  # by the trigger of `setup`
+    above: tuple[tuple[str, str], ...] = ()  # the partitioned tables that it is a part of
     attached: str = ""  # of a leaf: the transactions that attached it and what stands between it and its root
     partitions: tuple["Table", ...] = ()  # the leaves
     children: tuple["Table", ...] = ()  # that inherit without being partitions
@@ -157,3 +158,11 @@ class Catalog:
     slot_name: str
     slot: Slot | None
     tables: Mapping[tuple[str, str], Table]
+
+    def sent_as(self, table: Table) -> tuple[str, str] | None:
+        """Return the table under whose name rows of a partition are sent, or will be once `setup` has run.
+
+        None = its own.
+        """
+        sent = {*self.tables, *(() if self.publication is None else self.publication.tables)}
+        return next((name for name in table.above if name in sent), None)

@@ -151,7 +151,8 @@ def truncates(table: Table) -> list[str]:
 def publication_ddl(catalog: Catalog) -> list[str]:
     """Return the statements after which the publication sends every existing table of the rules, whole."""
     name = quoted(catalog.publication_name)
-    tables = [table for table in catalog.tables.values() if table.kind in "rp" and table.persistence == "p"]
+    logged = [table for table in catalog.tables.values() if table.kind in "rp" and table.persistence == "p"]
+    tables = [table for table in logged if catalog.sent_as(table) is None]
     if not tables:
         return []
     generated = any(column.generated == "s" for table in tables for column in table.columns.values())

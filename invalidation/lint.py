@@ -144,7 +144,12 @@ def _children(rule: Rule, table: Table, rules: RuleSet) -> Iterator[Finding]:
 
 
 def _published(rule: Rule, table: Table, catalog: Catalog) -> Iterator[Finding]:
-    publication = catalog.publication
+    publication, root = catalog.publication, catalog.sent_as(table)
+    if root is not None:
+        shown = ".".join(root)
+        consequence = f"changes of this partition are sent as changes of {shown}, so nothing invalidates these keys"
+        yield _about(rule, "partition", consequence, (f"-- write row({shown!r}, ...) in depends_on",))
+        return
     if publication is None or table.kind not in "rp" or table.persistence != "p":
         return
     remedy = tuple(sql for sql in publication_ddl(catalog) if qualified(table) in sql or "via_partition_root" in sql)

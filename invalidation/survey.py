@@ -130,6 +130,9 @@ def _publication(connection: Connection, name: str, version: int) -> Publication
 def _tables(connection: Connection, names: Sequence[tuple[str, str]], version: int) -> dict[tuple[str, str], Table]:
     roots = ask(connection, _TABLES, [schema for schema, _ in names], [table for _, table in names])
     below = ask(connection, _BELOW, [row[0] for row in roots])
+    above: dict[int, list[tuple[str, str]]] = {}
+    for oid, schema, name in ask(connection, _ABOVE, [row[0] for row in roots]):
+        above.setdefault(oid, []).append((schema, name))
     everything = [row[0] for row in roots] + [row[2] for row in below]
     columns: dict[int, dict[str, Column]] = {}
     for oid, name, type_name, not_null, generated, position, deterministic in ask(
@@ -163,6 +166,7 @@ def _tables(connection: Connection, names: Sequence[tuple[str, str]], version: i
             full=frozenset(name for name in every if version >= 180000 or not every[name].generated),
             named=named,
             file=file,
+            above=tuple(above.get(oid, ())),
             tells_truncate=oid in telling,
             attached="".join(attached),
             partitions=tuple(table(row[2:], (schema, name)) for row in below if row[0] == oid and row[1]),
@@ -249,6 +253,14 @@ select tree.root::int8, tree.partitioned, {_CLASS}, tree.attached from tree
   join pg_class c on c.oid = tree.oid and c.oid <> tree.root and c.relkind <> 'p'
   join pg_namespace n on n.oid = c.relnamespace
  order by n.nspname, c.relname"""  # what pg_partition_tree() says, without its locks
+_ABOVE = """
+with recursive tree (leaf, oid) as (
+  select i.inhrelid, i.inhparent from pg_inherits i join pg_class c on c.oid = i.inhrelid
+   where i.inhrelid = any(%s::oid[]) and c.relispartition
+  union all
+  select tree.leaf, i.inhparent from tree join pg_inherits i on i.inhrelid = tree.oid)
+select tree.leaf::int8, n.nspname::text, c.relname::text from tree
+  join pg_class c on c.oid = tree.oid join pg_namespace n on n.oid = c.relnamespace"""
 _COLUMNS = """
 with recursive base (type, oid) as (
   select distinct a.atttypid, a.atttypid from pg_attribute a where a.attrelid = any(%s::oid[])

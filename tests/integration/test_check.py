@@ -199,6 +199,26 @@ def test_partitions(clerk: Clerk) -> None:
     assert clerk.findings(by_owner) == []
 
 
+@pytest.mark.parametrize("prepare", [(), ("drop publication leasecache",)])
+def test_a_rule_on_a_partition(clerk: Clerk, prepare: tuple[str, ...]) -> None:
+    """Rows of a partition come under the name of its root, and no publication sends them under both."""
+    clerk.run(
+        "create table events (id int primary key) partition by range (id)",
+        "create table mid partition of events for values from (1) to (9) partition by range (id)",
+        "create table few partition of mid for values from (1) to (2)",
+        *prepare,
+    )
+    rules = RuleSet(namespace=None, rules=(rule("events", "id"), rule("mid", "id"), rule("few", "id")))
+    for step in plan(clerk.catalog(*rules.rules), rules):
+        clerk.run(step.sql)
+    assert plan(clerk.catalog(*rules.rules), rules) == []
+    found = clerk.findings(*rules.rules)
+    assert [(finding.code, finding.rule) for finding in found] == [("partition", "get_mid"), ("partition", "get_few")]
+    assert "sent as changes of public." in found[0].consequence
+    clerk.run("drop publication leasecache", "create publication leasecache for table few")
+    assert clerk.findings(rule("few", "id")) == []
+
+
 def test_a_partition_that_is_truncated(clerk: Clerk) -> None:
     """That it is not sent is worth a note, until each partition says so itself."""
     clerk.run(
