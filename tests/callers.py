@@ -10,6 +10,8 @@ from leasecache.flow import AHEAD_ALWAYS
 from leasecache.lease import Lease
 from tests.facade import BlockingCache
 
+LONG = 60.0  # s: on a busy machine no lease runs out and no wait ends but where a test says so
+
 
 class Loader:
     """A loader that counts its runs and can be held up or told to fail."""
@@ -27,7 +29,7 @@ class Loader:
             self.calls += 1
             fault = self.fault
         self.began.set()
-        assert self.may_end.wait(20)
+        assert self.may_end.wait(LONG)
         if fault is not None:
             raise fault
         return value
@@ -38,7 +40,7 @@ class Loader:
 
 
 def declare(cache: Cache, loader: Loader, **policy: Any) -> Any:
-    @cache.cached("item:{item_id}", **{"ttl": 60, **policy})
+    @cache.cached("item:{item_id}", **{"ttl": 60, "lease_for": LONG, "wait_for": LONG, **policy})
     def get_item(item_id: int) -> int:
         return int(loader(item_id))
 
@@ -54,14 +56,14 @@ def taken(cache: Any, key: bytes) -> Any:
     """Win the refresh of a fresh value."""
 
     def lease_get() -> Any:
-        return cache.driver().store.lease_get(key, 10, AHEAD_ALWAYS)
+        return cache.driver().store.lease_get(key, LONG, AHEAD_ALWAYS)
 
     return cache.loop.run(lease_get) if isinstance(cache, BlockingCache) else lease_get()
 
 
 def held(cache: Cache, get_item: Any, *args: Any) -> Lease:
     """Hold the lease of a key as a process would that never finishes loading."""
-    lease = cache.lease_get(get_item.key(*args))
+    lease = cache.lease_get(get_item.key(*args), lease_for=LONG)
     assert isinstance(lease, Lease)
     return lease
 

@@ -7,11 +7,13 @@ import hypothesis
 import pytest
 
 from leasecache._accel import IMPL
+from tests.fix_patience import be_patient
 
 pytest_plugins = ["tests.fix_servers", "tests.fix_redis", "tests.fix_stores", "tests.fix_callers", "tests.fix_desk"]
 
 hypothesis.settings.register_profile("leasecache", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("leasecache")
+be_patient()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,7 +22,7 @@ from leasecache.rules import Rule, RuleSet
 from leasecache.stores.base import Store
 from tests.fix_servers import PostgresPair
 
-WITHIN = 30.0  # s
+WITHIN = 60.0  # s
 SLOT = "leasecache_test"
 ROLE = "leasecache"  # the one that the documentation tells to make, with no more rights than that
 ROLE_SQL = (Path(__file__).parent.parent / "docs" / "operations" / "role.sql").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ def each_memcached(request: pytest.FixtureRequest) -> Iterator[MemcachedServer]:
 @pytest.fixture
 def each_node(each_memcached: MemcachedServer) -> Iterator[MemcachedNode]:
     """A node of `each_memcached`."""
-    opened = MemcachedNode(each_memcached.address, timeout=1)
+    opened = MemcachedNode(each_memcached.address)
     yield opened
     opened.close()
 
@@ -56,7 +56,7 @@ def cas(lease: Lease) -> int:
 
 def raw(server: Server, request: bytes) -> bytes:
     """Send commands of the meta protocol as another client would, and return the replies."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(request + b"mn\r\n")
         answer = b""
         while not answer.endswith(b"MN\r\n"):

@@ -59,7 +59,7 @@ def answered(store: Store, key: bytes = KEY) -> Answer:
         except NodeError:
             return None
 
-    return wait_until(ask, 30, "the node to answer again")
+    return wait_until(ask, 60, "the node to answer again")
 
 
 def holds(server: RedisServer, key: str) -> bool:
@@ -131,6 +131,6 @@ def pretending(
             thread.join()
 
 
-def url_of(server: Any, options: str = "timeout=1") -> str:
+def url_of(server: Any, options: str = "") -> str:
     """Return the cache URL of a pretending server."""
     return f"redis://127.0.0.1:{server.server_address[1]}/0?{options}"

@@ -94,7 +94,7 @@ def is_ready(url: str) -> bool:
 def end(process: "subprocess.Popen[bytes]") -> None:
     """Stop a daemon as a supervisor does."""
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def run_python(text: str, names: dict[str, Any]) -> int:
@@ -106,7 +106,7 @@ def run_python(text: str, names: dict[str, Any]) -> int:
             with names["psycopg"].connect(names["DSN"]) as conn:
                 assert eval(call, {**names, "conn": conn}) == value
         else:
-            wait_until(lambda call=call, value=value: eval(call, names) == value, 20, f"{call} to be {value}")
+            wait_until(lambda call=call, value=value: eval(call, names) == value, 60, f"{call} to be {value}")
     return len(expected)
 
 

@@ -1,5 +1,6 @@
 """What every store does alike: the lease, from its first token to every way of losing it."""
 
+import time
 from typing import Any
 
 from leasecache.lab import wait_until
@@ -99,21 +100,21 @@ def test_soft_invalidation_gives_the_stale_value_to_all_and_the_lease_to_one(sto
 def test_second_soft_invalidation_does_not_stretch_the_window(store: Store, key: bytes) -> None:
     """The window of the first soft invalidation stays, though the second asks for a longer one."""
     filled(store, key)
-    store.invalidate([key], 5)
+    store.invalidate([key], 20)
     store.invalidate([key], 50)
     lease = won(store, key)
     assert lease.expires_in is not None
-    assert lease.expires_in <= 5
+    assert lease.expires_in <= 20
 
 
 def test_many_soft_invalidations_do_not_eat_up_the_window(store: Store, key: bytes) -> None:
     """Each soft invalidation leaves the value what it has: the window ends by the clock alone."""
     filled(store, key)
     for _ in range(10):
-        store.invalidate([key], 8)
+        store.invalidate([key], 40)
     lease = won(store, key)
     assert lease.expires_in is not None
-    assert lease.expires_in > 4
+    assert lease.expires_in > 30  # a second of each would be ten
 
 
 def test_key_that_is_invalidated_twice_in_one_call_stays_as_stale(store: Store, key: bytes) -> None:
@@ -125,11 +126,11 @@ def test_key_that_is_invalidated_twice_in_one_call_stays_as_stale(store: Store, 
 
 def test_soft_invalidation_never_lengthens_a_value(store: Store, key: bytes) -> None:
     """A value with less life left than stale_for keeps what it has."""
-    filled(store, key, ttl=5)
+    filled(store, key, ttl=20)
     store.invalidate([key], 50)
     lease = won(store, key)
     assert lease.expires_in is not None
-    assert lease.expires_in <= 5
+    assert lease.expires_in <= 20
 
 
 def test_soft_invalidation_voids_the_refresh_of_a_stale_value(store: Store, key: bytes) -> None:
@@ -214,9 +215,11 @@ def test_reader_gives_a_plain_hit_as_bytes_and_everything_else_as_lease_get_does
 
 def test_stub_of_a_dead_holder_expires(store: Store, key: bytes) -> None:
     """When a holder never comes back, the lease is won again after lease_for."""
-    assert isinstance(store.lease_get(key, 1), Lease)
-    assert isinstance(store.lease_get(key, 1), Wait)
-    assert wait_until(lambda: isinstance(store.lease_get(key, 1), Lease), 5, "the lease to run out")
+    began = time.monotonic()
+    assert isinstance(store.lease_get(key, 2), Lease)
+    waits = isinstance(store.lease_get(key, 1), Wait)
+    assert waits or time.monotonic() - began > 1  # memcached counts whole seconds
+    assert wait_until(lambda: isinstance(store.lease_get(key, 1), Lease), 60, "the lease to run out")
 
 
 def test_batch_answers_in_the_order_of_its_keys(store: Store, key: bytes) -> None:

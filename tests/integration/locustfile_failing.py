@@ -7,9 +7,11 @@ from locust import constant, task
 from leasecache import Cache
 from loadtests.base import CacheUser
 
+ENOUGH = 20  # calls
+
 
 class Caller(CacheUser):
-    """Calls with 0, 1, 2, 3, 4 and so on."""
+    """Calls with 0, 1, 2, 3, 4 and so on; ends the run after some."""
 
     wait_time = constant(0.01)
     failures = (*CacheUser.failures, LookupError)
@@ -29,4 +31,7 @@ class Caller(CacheUser):
 
     @task
     def take_half(self) -> None:
-        self.call(self.get_half, next(self.numbers))
+        number = next(self.numbers)
+        if number == ENOUGH:
+            self.environment.runner.quit()
+        self.call(self.get_half, number)

@@ -52,6 +52,12 @@ async def won(node: AsyncMemcachedNode, key: bytes) -> Lease:
     return answer
 
 
+async def free(node: AsyncMemcachedNode, key: bytes) -> None:
+    """Return once a lease can be won: the server may serve the connection that gives it back a moment later."""
+    while not isinstance(await node.lease_get(key, LONG), Lease):
+        await asyncio.sleep(0.001)
+
+
 async def fill(node: AsyncMemcachedNode, values: dict[bytes, bytes]) -> None:
     """Store each value under a lease."""
     leases = [await won(node, key) for key in values]
@@ -61,7 +67,7 @@ async def fill(node: AsyncMemcachedNode, values: dict[bytes, bytes]) -> None:
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Wait without holding up the loop."""
-    await asyncio.to_thread(wait_until, condition, 20, what)
+    await asyncio.to_thread(wait_until, condition, 60, what)
 
 
 def connections(server: MemcachedServer) -> int:
@@ -147,7 +153,7 @@ def test_cancelled_tasks_leave_the_others_answers_right(memcached: MemcachedServ
     print(f"seed {seed}")
 
     async def main() -> Crowd:
-        async with opened(memcached.address, timeout=30) as node:
+        async with opened(memcached.address) as node:
             crowd = Crowd(node, random.Random(seed))
             await fill(node, crowd.values)
             before = connections(memcached)
@@ -183,7 +189,8 @@ def test_cancelled_winner_gives_its_lease_back(memcached: MemcachedServer, run: 
             with pytest.raises(asyncio.CancelledError):
                 await task
             await node.lease_get(b"behind_it", 1)  # the reply to the cancelled request has come by now
-            assert [type(await other.lease_get(key, LONG)) for key in keys] == [Lease] * len(keys)
+            for key in keys:
+                await asyncio.wait_for(free(other, key), 60)
 
     run(main())
 
@@ -192,7 +199,7 @@ def test_cancelled_batch_gives_back_what_other_nodes_have_won(run: Run) -> None:
     """When one node hangs and the batch is cancelled, the leases of the other go back; guard: `_return`."""
 
     async def main(addresses: list[str], proxy: TcpProxy) -> None:
-        store = AsyncRoutedStore([AsyncMemcachedNode(address, timeout=20) for address in addresses])
+        store = AsyncRoutedStore([AsyncMemcachedNode(address) for address in addresses])
         keys = [b"key%d" % i for i in range(20)]
         quick = [key for key in keys if store.node_for(key).name == addresses[0]]
         assert 0 < len(quick) < len(keys)
@@ -205,13 +212,12 @@ def test_cancelled_batch_gives_back_what_other_nodes_have_won(run: Run) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            while not isinstance(await other.lease_get(quick[-1], LONG), Lease):
-                await asyncio.sleep(0)
+            await free(other, quick[-1])
         proxy.flow()
         await store.aclose()
 
     with MemcachedServer() as first, MemcachedServer() as second, TcpProxy(second.port) as proxy:
-        run(asyncio.wait_for(main([first.address, proxy.address], proxy), 30))
+        run(asyncio.wait_for(main([first.address, proxy.address], proxy), 120))
 
 
 def test_cancelled_first_caller_does_not_end_the_connecting(memcached: MemcachedServer, run: Run) -> None:
@@ -237,14 +243,14 @@ def test_each_event_loop_has_its_own_connection(memcached: MemcachedServer, run:
 
     async def main(name: bytes) -> None:
         await node.lease_get(b"connect" + name, 1)
-        await asyncio.to_thread(both.wait, 20)
+        await asyncio.to_thread(both.wait, 60)
         await fill(node, {b"%b%d" % (name, i): b"%b %d" % (name, i) for i in range(100)})
         read = node.reader(10, 0, FLAGS)
         found = await asyncio.gather(*[_await(read(b"%b%d" % (name, i))) for i in range(100)])
         assert found == [b"%b %d" % (name, i) for i in range(100)]
-        await asyncio.to_thread(both.wait, 20)
+        await asyncio.to_thread(both.wait, 60)
         seen.append(node.connections)
-        await asyncio.to_thread(both.wait, 20)
+        await asyncio.to_thread(both.wait, 60)
         await node.aclose()
 
     threads = [threading.Thread(target=run, args=(main(name),)) for name in (b"a", b"b")]
@@ -372,7 +378,7 @@ def test_unix_socket(run: Run, tmp_path: Path) -> None:
     command = [str(memcached_program()), "-s", str(path), "-u", getpass.getuser()]
     with subprocess.Popen(command) as server:
         try:
-            wait_until(lambda: _listens(path), 30, "memcached to listen")
+            wait_until(lambda: _listens(path), 60, "memcached to listen")
             run(main())
         finally:
             server.terminate()

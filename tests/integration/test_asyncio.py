@@ -14,7 +14,7 @@ from leasecache.lab import MemcachedServer
 from leasecache.lease import Lease
 
 Body = Callable[[AsyncCache], Awaitable[None]]
-LIMIT = 20  # s
+LIMIT = 60  # s
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -257,7 +257,7 @@ def test_loops_in_threads_have_connections_of_their_own(memcached: MemcachedServ
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert failures == []
     assert sorted(loads) == list(range(50))
 

@@ -372,7 +372,7 @@ def test_stats_again_and_again(shared_memcached: MemcachedServer) -> None:
             while len(json.loads(watching.stdout.readline())) != 1:
                 pass
             watching.send_signal(signal.SIGINT)
-            assert watching.wait(30) == 0
+            assert watching.wait(60) == 0
             assert "Traceback" not in watching.stderr.read()
 
 

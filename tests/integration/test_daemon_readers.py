@@ -223,7 +223,7 @@ def test_a_standby_that_goes_back_in_time(site: MakeSite, where: str) -> None:
         wait_until(lambda: reads(near, world) == "old", 2, "an old state")
         world.fill_guarded("media:1", b"old")
         assert reads(near, world) == "old"
-        wait_until(lambda: world.generation() != before, 10, f"a new generation; {world.daemon.log()}")
+        wait_until(lambda: world.generation() != before, 60, f"a new generation; {world.daemon.log()}")
         assert reads(near, world) == "new", "a new generation may be filled with an old state"
     after = world.generation()
     assert world.node.look(wire_key(after, b"shop:media:1")) is None

@@ -12,7 +12,7 @@ import pytest
 
 from leasecache.lab import wait_until
 
-WITHIN = 30.0  # s
+WITHIN = 60.0  # s
 APPLICATION = """
 import time
 from pathlib import Path

@@ -13,7 +13,8 @@ import pytest
 from leasecache import Cache, LeaseTimeout, NodeError
 from leasecache.lab import MemcachedServer, TcpProxy, wait_until
 from leasecache.lease import Lease
-from tests.callers import Loader, count_joins, count_permits, declare, held, in_threads
+from leasecache.stores.probe import MOST
+from tests.callers import LONG, Loader, count_joins, count_permits, declare, held, in_threads
 
 
 def test_wait_timeout_load_lets_one_caller_load(cache: Cache) -> None:
@@ -25,7 +26,7 @@ def test_wait_timeout_load_lets_one_caller_load(cache: Cache) -> None:
     entered = count_permits(get_item)
     with ThreadPoolExecutor(30) as pool:
         futures = [pool.submit(get_item.lookup, 1) for _ in range(30)]
-        wait_until(lambda: len(entered) == 30, 10, "everyone to ask for the permit")
+        wait_until(lambda: len(entered) == 30, 60, "everyone to ask for the permit")
         loader.may_end.set()
         assert {future.result().state for future in futures} == {"uncached"}
     assert loader.calls == 2  # one for the first, one for those who came while it ran
@@ -62,7 +63,7 @@ def test_value_refused_by_an_invalidation_still_answers_its_callers(cache: Cache
     get_item = declare(cache, loader)
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(get_item.lookup, 1)
-        assert loader.began.wait(10)
+        assert loader.began.wait(60)
         get_item.invalidate(1)
         loader.may_end.set()
         assert loading.result().state == "uncached"
@@ -75,13 +76,13 @@ def test_waiter_that_takes_over_answers_the_other_waiters() -> None:
     loader = Loader()
     loader.hold()
     with Cache.from_url("memory://") as cache, ThreadPoolExecutor(10) as pool:
-        get_item = declare(cache, loader, wait_for=10)
+        get_item = declare(cache, loader)
         lease = held(cache, get_item, 1)
         joined = count_joins(get_item)
         waiting = [pool.submit(get_item.lookup, 1) for _ in range(10)]
-        wait_until(lambda: len(joined) == 10, 10, "all to wait")
+        wait_until(lambda: len(joined) == 10, 60, "all to wait")
         cache.release(lease)
-        assert loader.began.wait(10)
+        assert loader.began.wait(60)
         get_item.invalidate(1)
         loader.may_end.set()
         assert {future.result().state for future in waiting} == {"uncached"}
@@ -97,7 +98,7 @@ def _herd(url: str, start: Any, calls: Any) -> None:
 
     with Cache.from_url(url) as cache:
         load.__annotations__ = {"item_id": int, "return": int}
-        get_item = cache.cached("item:{item_id}", ttl=60)(load)
+        get_item = cache.cached("item:{item_id}", ttl=60, lease_for=LONG, wait_for=LONG)(load)
         start.wait()
         assert in_threads(50, lambda: get_item(1)) == [1] * 50
 
@@ -106,11 +107,12 @@ def test_herd_of_processes_loads_once(memcached: MemcachedServer) -> None:
     """Four processes with fifty threads each on one cold key run one loader among them."""
     context = multiprocessing.get_context("spawn")
     start, calls = context.Barrier(4), context.Value("i", 0)
-    processes = [context.Process(target=_herd, args=(memcached.url, start, calls)) for _ in range(4)]
+    url = f"{memcached.url}?timeout={LONG}&connect_timeout={LONG}"  # of the machine it takes all there is
+    processes = [context.Process(target=_herd, args=(url, start, calls)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(2 * LONG)
     assert [process.exitcode for process in processes] == [0] * 4
     assert calls.value == 1
 
@@ -128,12 +130,12 @@ def test_killed_holder_delays_the_others_by_lease_for(memcached: MemcachedServer
     began = context.Event()
     holder = context.Process(target=_hold_for_ever, args=(memcached.url, began))
     holder.start()
-    assert began.wait(30)
+    assert began.wait(60)
     os.kill(holder.pid or 0, signal.SIGKILL)
     holder.join()
     loader = Loader()
     with Cache.from_url(memcached.url) as cache:
-        assert declare(cache, loader, lease_for=1, wait_for=10).lookup(1).state == "loaded"
+        assert declare(cache, loader).lookup(1).state == "loaded"
     assert loader.calls == 1
 
 
@@ -163,12 +165,12 @@ def test_paused_cache_costs_a_bounded_time_and_few_loads(memcached: MemcachedSer
         memcached.pause()
         with ThreadPoolExecutor(40) as pool:
             futures = [pool.submit(get_item, 1) for _ in range(40)]
-            wait_until(lambda: len(entered) == 40, 8, "everyone to give the cache up")
+            wait_until(lambda: len(entered) == 40, 60, "everyone to give the cache up")
             loader.may_end.set()
             assert [future.result() for future in futures] == [1] * 40
         assert loader.calls == 3  # the first fill, the first load without the cache, one for those who came meanwhile
         memcached.resume()
-        wait_until(lambda: get_item.lookup(1).state == "fresh", 15, "the node to be used again")
+        wait_until(lambda: get_item.lookup(1).state == "fresh", 60, "the node to be used again")
 
 
 def test_one_caller_probes_a_node_that_is_down(memcached: MemcachedServer) -> None:
@@ -179,18 +181,20 @@ def test_one_caller_probes_a_node_that_is_down(memcached: MemcachedServer) -> No
         memcached.pause()
         get_item(1)
         probe = cache.driver().store.nodes[0]._down  # type: ignore[attr-defined]
-        wait_until(lambda: time.monotonic() >= probe._until, 10, "the end of the first back-off")
-
-        def timed(item_id: int) -> float:
-            began = time.monotonic()
-            assert get_item(item_id) == item_id
-            return time.monotonic() - began
-
+        wait_until(lambda: time.monotonic() >= probe._until, 60, "the end of the first back-off")
+        probe.delay = MOST  # the next one is the longest, so that all have come before it ends
+        before = cache.stats().nodes[0].errors
         with ThreadPoolExecutor(20) as pool:
-            took = list(pool.map(timed, range(20)))
+            assert list(pool.map(get_item, range(20))) == list(range(20))
+        after = cache.stats().nodes[0].errors
         memcached.resume()
-        assert sum(seconds > 0.5 for seconds in took) == 1
-        wait_until(lambda: get_item.lookup(1).state == "fresh", 15, "the node to be used again")
+        probe._until = 0.0  # its end
+        assert {kind: after[kind] - before[kind] for kind in after} == {
+            **dict.fromkeys(after, 0),
+            "timeout": 1,
+            "down": 19,
+        }
+        wait_until(lambda: get_item.lookup(1).state == "fresh", 60, "the node to be used again")
 
 
 def test_restarted_cache_is_used_again(memcached: MemcachedServer) -> None:
@@ -202,7 +206,7 @@ def test_restarted_cache_is_used_again(memcached: MemcachedServer) -> None:
         memcached.kill()
         assert get_item(1) == 1
         memcached.restart()
-        wait_until(lambda: get_item.lookup(1).state == "fresh", 15, "values to be cached again")
+        wait_until(lambda: get_item.lookup(1).state == "fresh", 60, "values to be cached again")
 
 
 def test_connection_cut_in_an_answer_is_a_load(memcached: MemcachedServer) -> None:
@@ -216,6 +220,6 @@ def test_connection_cut_in_an_answer_is_a_load(memcached: MemcachedServer) -> No
         with ThreadPoolExecutor(1) as pool:
             call = pool.submit(get_item, 1)
             proxy.reset()
-            assert call.result(20) == 1
+            assert call.result(60) == 1
         proxy.flow("replies")
-        wait_until(lambda: get_item.lookup(1).state == "fresh", 15, "the connection to be made again")
+        wait_until(lambda: get_item.lookup(1).state == "fresh", 60, "the connection to be made again")

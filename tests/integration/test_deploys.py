@@ -82,7 +82,7 @@ class Deployed:
 
     def close(self) -> None:
         """End it."""
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=60)
 
 
 Deploy = Callable[[tuple[Version, Version]], tuple[Deployed, Deployed]]

@@ -86,7 +86,7 @@ def test_a_ttl_of_one_second(cache: Cache) -> None:
     loader = Loader()
     get_item = declare(cache, loader, ttl=1)
     get_item(1)
-    wait_until(lambda: get_item.peek(1) is None, 10, "the end of the ttl")
+    wait_until(lambda: get_item.peek(1) is None, 60, "the end of the ttl")
     assert get_item.lookup(1).state == "loaded"
 
 

@@ -80,7 +80,7 @@ def served(handler: type[socketserver.StreamRequestHandler], **state: object) ->
 
 def url_of(server: Any) -> str:
     """Return the cache URL of a server."""
-    return f"memcached://127.0.0.1:{server.server_address[1]}?timeout=1"
+    return f"memcached://127.0.0.1:{server.server_address[1]}"
 
 
 @pytest.fixture(params=GARBAGE.values(), ids=GARBAGE.keys())
@@ -94,7 +94,7 @@ def test_connection_that_answered_garbage_is_not_used_again() -> None:
     """An answer that the command cannot have may be another command's: whatever follows on the wire is not trusted."""
     with served(_Puzzled, asked=0) as server, Cache.from_url(url_of(server)) as cache:
         for _ in range(3):
-            wait_until(lambda: _puzzles(cache), 5, "the node to be probed again")
+            wait_until(lambda: _puzzles(cache), 60, "the node to be probed again")
         assert server.asked == 1
 
 

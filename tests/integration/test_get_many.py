@@ -31,7 +31,7 @@ def test_get_many_waits_for_keys_that_others_load(cache: Cache) -> None:
     get_item = declare(cache, loader)
     with ThreadPoolExecutor(2) as pool:
         other = pool.submit(get_item, 5)
-        assert loader.began.wait(10)
+        assert loader.began.wait(60)
         batch = pool.submit(get_item.get_many, [5, 6])
         loader.may_end.set()
         assert (other.result(), batch.result()) == (5, {5: 5, 6: 6})
@@ -49,7 +49,7 @@ def test_get_many_asks_again_for_what_went_stale_too_long_ago(cache: Cache) -> N
     def item(n: int) -> int:
         if n == 2:
             began.set()
-            assert held_up.wait(20)
+            assert held_up.wait(60)
         return next(versions)
 
     assert item(1) == 1
@@ -57,11 +57,11 @@ def test_get_many_asks_again_for_what_went_stale_too_long_ago(cache: Cache) -> N
     held(cache, item, 1)
     with ThreadPoolExecutor(1) as pool:
         batch = pool.submit(item.get_many, [1, 2])
-        assert began.wait(10)
+        assert began.wait(60)
         over = time.monotonic() + 1
-        wait_until(lambda: item.peek(1) is None and time.monotonic() > over, 10, "the window to end")
+        wait_until(lambda: item.peek(1) is None and time.monotonic() > over, 60, "the window to end")
         held_up.set()
-        assert batch.result(20) == {1: 3, 2: 2}
+        assert batch.result(60) == {1: 3, 2: 2}
 
 
 def test_get_many_gives_back_what_it_did_not_load(cache: Cache) -> None:
@@ -78,7 +78,7 @@ def test_get_many_of_one_key_under_two_names_loads_once(cache: Cache) -> None:
     """Arguments that differ only in a default left out are one key: one lease, one load, no wait for oneself."""
     loader = Loader()
 
-    @cache.cached("page:{n}:{language}", ttl=60)
+    @cache.cached("page:{n}:{language}", ttl=60, lease_for=60, wait_for=60)
     def page(n: int, language: str = "en") -> list[int]:
         return [int(loader(n))]
 
@@ -87,5 +87,5 @@ def test_get_many_of_one_key_under_two_names_loads_once(cache: Cache) -> None:
     assert found == {(1,): [1], (1, "en"): [1], 1: [1]}
     assert found[1] is not found[(1,)] is not found[(1, "en")]
     assert loader.calls == 1
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 30  # whoever waits for himself does so for `wait_for`
     assert page.lookup(1).state == "fresh"

@@ -22,7 +22,7 @@ def run(case: str, order: str, server: MemcachedServer, options: str = "") -> An
     """Run a case in a process of its own: monkey-patching cannot be undone."""
     url = server.url + options
     program = [sys.executable, "-m", "tests.integration.greenlets", case, order, url, str(server.pid)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -38,8 +38,8 @@ def test_slow_cache_does_not_block_other_greenlets(order: str, memcached: Memcac
     """While a call waits for a cache that does not answer, another greenlet keeps its pace."""
     seen = run("stall", order, memcached)
     assert seen["value"] == 1
-    assert seen["blocked"] > 0.5  # of the 1 s that an exchange may take
-    assert seen["pace"] > 0.2  # of the ticks that an idle machine would have made
+    assert seen["blocked"] > 2  # of the 3 s that an exchange may take
+    assert seen["ticks"] > 5  # of some 300 on an idle machine; a greenlet that is held up makes one
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -68,7 +68,7 @@ def test_tls_under_gevent(order: str, tmp_path: Path) -> None:
         assert run("herd", order, server, options) == {"values": [1], "loads": 1}
         seen = run("stall", order, server, options)
         assert seen["value"] == 1
-        assert seen["pace"] > 0.2
+        assert seen["ticks"] > 5
 
 
 def test_plain_sockets_get_the_compiled_wire(memcached: MemcachedServer) -> None:

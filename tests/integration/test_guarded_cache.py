@@ -160,9 +160,9 @@ def test_stale_value_and_refresh_ahead(shop: Shop) -> None:
     shop.version = 2
     shop.stale.invalidate(1)
     assert shop.stale.lookup(1).state == "stale"
-    wait_until(lambda: shop.stale.lookup(1).value == "1 v2", 10, "the refresh of the stale value")
+    wait_until(lambda: shop.stale.lookup(1).value == "1 v2", 60, "the refresh of the stale value")
     assert get_early(1) == "1 v1"
-    wait_until(lambda: get_early(1) == "1 v2", 10, "the early refresh")
+    wait_until(lambda: get_early(1) == "1 v2", 60, "the early refresh")
     shop.stale.invalidate(1)
     shop.version = 3
     shop.bump()
@@ -175,7 +175,7 @@ def test_fill_across_a_bump_is_never_served(shop: Shop) -> None:
     shop.loader.hold()
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(shop.media.lookup, 1)
-        assert shop.loader.began.wait(20)
+        assert shop.loader.began.wait(60)
         shop.version = 2
         shop.bump()
         shop.loader.may_end.set()
@@ -202,7 +202,7 @@ def test_herd_without_a_record(shop: Shop) -> None:
     shop.loader.hold()
     with ThreadPoolExecutor(20) as pool:
         calls = [pool.submit(shop.media, 1) for _ in range(20)]
-        wait_until(lambda: shop.cache.stats().functions[0].unguarded == 20, 20, "all to have asked")
+        wait_until(lambda: shop.cache.stats().functions[0].unguarded == 20, 60, "all to have asked")
         shop.loader.may_end.set()
         assert {call.result() for call in calls} == {"1 v1"}
     assert shop.loader.calls <= 4, "the first, and one for those who came while it ran"
@@ -278,21 +278,22 @@ def test_clear_never_stretches_a_record(shop: Shop) -> None:
     """A record that nobody renews runs out however often it is cleared. Guard: the second that `bumped` takes off."""
     shop.vouch()
     for voucher in shop.vouchers:
-        voucher.write(ttl=4)
+        voucher.write(ttl=6)
     began = time.monotonic()
     cleared = []
 
     def is_gone() -> bool:
+        asked = time.monotonic()
         try:
             shop.cache.clear()
         except GuardError:
             return True
-        cleared.append(time.monotonic() - began)
+        cleared.append(asked - began)
         return False
 
-    wait_until(is_gone, 20, "the record to run out")
+    wait_until(is_gone, 60, "the record to run out")
     assert cleared
-    assert max(cleared) < 4
+    assert max(cleared) < 6
 
 
 def test_clear_against_the_daemon(shop: Shop) -> None:
@@ -403,8 +404,8 @@ class Ledger:
             self.faults.append(f"{value} ({state}) to a call that began after v{floor}")
 
 
-def oracle(shop: Shop, seconds: float, rng: random.Random) -> tuple[Ledger, int]:
-    """Bump at random while threads read and fill; return what was told, and how many hits there were."""
+def oracle(shop: Shop, seconds: float, least: int, rng: random.Random) -> Ledger:
+    """Bump at random while threads read and fill, for some s and until there were some hits; return what was told."""
     ledger, stop, local = Ledger(), threading.Event(), threading.local()
     shop.vouch()
 
@@ -430,15 +431,20 @@ def oracle(shop: Shop, seconds: float, rng: random.Random) -> tuple[Ledger, int]
     with ThreadPoolExecutor(4) as pool:
         reading = [pool.submit(read) for _ in range(4)]
         try:
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
+            began = time.monotonic()
+            while (took := time.monotonic() - began) < seconds or _hits(shop) < least:
+                assert took < 120, "hardly anything is a hit"
                 _one_change(shop, ledger, rng)
                 stop.wait(rng.choice([0, 0.001, 0.01, 0.03]))
         finally:
             stop.set()
         for done in reading:
             done.result()
-    return ledger, sum(one.hits for one in shop.cache.stats().functions)
+    return ledger
+
+
+def _hits(shop: Shop) -> int:
+    return sum(one.hits for one in shop.cache.stats().functions)
 
 
 def _one_change(shop: Shop, ledger: Ledger, rng: random.Random) -> None:
@@ -469,6 +475,4 @@ def test_no_older_value_after_a_bump(shop: Shop) -> None:
     """
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    ledger, hits = oracle(shop, 1.5, random.Random(seed))
-    assert ledger.faults == []
-    assert hits > 20
+    assert oracle(shop, 1.5, 20, random.Random(seed)).faults == []

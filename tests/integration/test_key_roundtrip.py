@@ -125,7 +125,7 @@ def stream(conn: Connection, postgres_pair: PostgresPair, database: str) -> Iter
                     waiting.append(list(message.new))
             return len(waiting) >= count
 
-        wait_until(arrived, 30, f"{count} inserted rows in the stream")
+        wait_until(arrived, 60, f"{count} inserted rows in the stream")
         taken, waiting[:] = waiting[:count], waiting[count:]
         return taken
 

@@ -24,7 +24,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[CacheServer]:
 
 
 def connect(server: CacheServer) -> socket.socket:
-    return socket.create_connection((HOST, server.port), timeout=5)
+    return socket.create_connection((HOST, server.port), timeout=60)
 
 
 def answers(client: socket.socket, server: CacheServer) -> bool:
@@ -41,7 +41,7 @@ def test_a_paused_server_keeps_connections_and_answers_after_resume(server: Cach
         with pytest.raises(TimeoutError):
             answers(client, server)
         server.resume()
-        client.settimeout(5)
+        client.settimeout(60)
         assert client.recv(100) == PING[type(server)][1]
 
 
@@ -127,7 +127,7 @@ def test_a_wrong_argument_is_reported_with_the_log() -> None:
 def test_a_server_found_dead_can_be_started_again(server: CacheServer) -> None:
     """A server that died by other hands is noticed."""
     os.kill(server.pid, signal.SIGKILL)
-    lab_servers.wait_until(lambda: not server.running, 5, "death")
+    lab_servers.wait_until(lambda: not server.running, 60, "death")
     server.start()
     with connect(server) as client:
         assert answers(client, server)

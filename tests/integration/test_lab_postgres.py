@@ -64,15 +64,15 @@ def test_a_synchronous_standby_holds_commits_up_until_it_resumes(fresh_pair: Pos
     primary, standby = fresh_pair.primary, fresh_pair.standby
     primary.query("create table t ()")
     primary.synchronise(standby.name)
-    wait_until(lambda: primary.value("select sync_state from pg_stat_replication") == "sync", 10, "synchronous standby")
+    wait_until(lambda: primary.value("select sync_state from pg_stat_replication") == "sync", 60, "synchronous standby")
     standby.pause()
     commit = threading.Thread(target=primary.query, args=["insert into t default values"])
     commit.start()
     waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'"
-    wait_until(lambda: primary.value(waits) == 1, 10, "a commit that waits")
+    wait_until(lambda: primary.value(waits) == 1, 60, "a commit that waits")
     assert primary.value("select count(*) from t") == 0
     standby.resume()
-    commit.join(10)
+    commit.join(60)
     assert primary.value("select count(*) from t") == 1
     primary.synchronise()
     assert primary.value("show synchronous_standby_names") == ""

@@ -19,7 +19,7 @@ def proxy(memcached: MemcachedServer) -> Iterator[TcpProxy]:
 @pytest.fixture
 def client(proxy: TcpProxy) -> Iterator[socket.socket]:
     """A connection through the proxy that has been used once."""
-    with socket.create_connection((HOST, proxy.port), timeout=5) as client:
+    with socket.create_connection((HOST, proxy.port), timeout=60) as client:
         assert ask(client, b"mn\r\n") == b"MN\r\n"
         yield client
 
@@ -37,7 +37,7 @@ def silent(client: socket.socket) -> bool:
     except TimeoutError:
         return True
     finally:
-        client.settimeout(5)
+        client.settimeout(60)
     return False
 
 
@@ -75,7 +75,7 @@ def test_reset_ends_open_connections_and_admits_new_ones(proxy: TcpProxy, client
     proxy.reset()
     with pytest.raises(ConnectionResetError):
         client.recv(100)
-    with socket.create_connection((HOST, proxy.port), timeout=5) as another:
+    with socket.create_connection((HOST, proxy.port), timeout=60) as another:
         assert ask(another, b"mn\r\n") == b"MN\r\n"
 
 
@@ -94,5 +94,5 @@ def test_a_dead_server_closes_the_connection(
     """The proxy hides neither the death of its server nor that nobody listens."""
     memcached.kill()
     assert client.recv(100) == b""
-    with socket.create_connection((HOST, proxy.port), timeout=5) as another:
+    with socket.create_connection((HOST, proxy.port), timeout=60) as another:
         assert another.recv(100) == b""

@@ -7,16 +7,16 @@ from leasecache.lab import servers as lab_servers
 
 
 class SilentServer(MemcachedServer):
-    """A server that runs and never becomes ready."""
+    """A server that runs, has said something and never becomes ready."""
 
     def ready(self) -> bool:
-        return False
+        return not wait_until(lambda: "slab class" in self.log(), 60, "a word")
 
 
 def test_waiting_returns_what_the_condition_did() -> None:
     """The first true value ends the waiting and is its result."""
     values = iter([None, 0, "", "found"])
-    assert wait_until(lambda: next(values), 5, "a value") == "found"
+    assert wait_until(lambda: next(values), 60, "a value") == "found"
 
 
 def test_waiting_in_vain_says_for_what() -> None:

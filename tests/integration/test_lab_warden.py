@@ -50,7 +50,7 @@ def lab_process(body: str) -> Iterator[tuple[subprocess.Popen[str], Traces]]:
 
 def assert_all_goes(traces: Traces) -> None:
     assert len(traces.pids) >= len(traces.directories) > 0
-    wait_until(traces.gone, 20, "end of servers and directories")
+    wait_until(traces.gone, 60, "end of servers and directories")
 
 
 EVERY_SERVER = """
@@ -105,7 +105,7 @@ with MemcachedServer() as memcached:
     with lab_process(body) as (process, traces):
         assert process.stdout is not None
         assert process.stdout.readline().startswith("VERSION")
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert traces.gone()
 
 
@@ -116,7 +116,7 @@ class Impatient(PostgresServer):
     def prepare(self):
         import threading
         threading.Thread(target=super().prepare, daemon=True).start()
-        wait_until(lambda: (self.data / "base").exists(), 20, "initdb at work")
+        wait_until(lambda: (self.data / "base").exists(), 60, "initdb at work")
         report(self)
         time.sleep(600)
 Impatient().start()
@@ -150,7 +150,7 @@ finally:
 def test_a_normal_exit_waits_until_forgotten_servers_are_gone() -> None:
     """A process that ends without closing its servers has none left when it has ended."""
     with lab_process("report(PostgresServer().start(), MemcachedServer().start())") as (process, traces):
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert traces.gone()
 
 
@@ -161,7 +161,7 @@ import signal
 with MemcachedServer() as running:
     report(running)
     os.kill(Warden.of_this_process().pid, signal.SIGKILL)
-    wait_until(lambda: not tree(Warden.of_this_process().pid), 5, "end of the warden")
+    wait_until(lambda: not tree(Warden.of_this_process().pid), 60, "end of the warden")
     try:
         MemcachedServer().start()
     except ServerError:
@@ -176,8 +176,8 @@ with MemcachedServer() as running:
 def test_a_tree_is_listed_parents_first() -> None:
     """The tree of this process holds a grandchild after its parent, and neither strangers nor zombies."""
     with subprocess.Popen(["/bin/sh", "-c", "sleep 600 & wait"]) as shell:
-        grandchild = wait_until(lambda: [row for row in processes() if row.parent == shell.pid], 5, "sleep")[0]
+        grandchild = wait_until(lambda: [row for row in processes() if row.parent == shell.pid], 60, "sleep")[0]
         assert [row.pid for row in tree(shell.pid)] == [shell.pid, grandchild.pid]
         shell.kill()
-        wait_until(lambda: not tree(shell.pid), 5, "zombie")
+        wait_until(lambda: not tree(shell.pid), 60, "zombie")
         os.kill(grandchild.pid, signal.SIGKILL)

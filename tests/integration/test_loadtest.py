@@ -14,19 +14,21 @@ from loadtests.tally import Tally
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+PATIENT = HERE / "locustfile_patient.py"
 
 
 def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=250, check=False
     )
 
 
-def test_herd_with_leases_loads_once_for_every_invalidation() -> None:
+def test_herd_with_leases_loads_once_for_every_invalidation(capsys: pytest.CaptureFixture[str]) -> None:
     """A hundred users on one key that is invalidated twice a second: one load each time, and nothing stale."""
-    done = python("-m", "loadtests.herd", "--duration", "4", "--invalidate-every", "0.5", "--json")
-    assert done.returncode == 0, done.stderr
-    seen = Report(**json.loads(done.stdout))
+    code = herd.main(["--duration", "6", "--invalidate-every", "0.5", "--json"], locustfile=PATIENT)
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    seen = Report(**json.loads(printed.out))
     assert seen.invalidations > 2
     assert seen.requests > 100
     assert (seen.cold_loads, seen.most_loads, seen.failures, seen.stale_served) == (1, 1, 0, 0)
@@ -34,7 +36,7 @@ def test_herd_with_leases_loads_once_for_every_invalidation() -> None:
 
 def test_herd_without_leases_loads_many_times(capsys: pytest.CaptureFixture[str]) -> None:
     """The same users on plain get and set load many times for one invalidation, which is shown and no failure."""
-    assert herd.main(["--duration", "2", "--invalidate-every", "0.5", "--without-leases"]) == 0
+    assert herd.main(["--duration", "5", "--invalidate-every", "0.5", "--without-leases"], locustfile=PATIENT) == 0
     rows = [line.strip("│ ").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     figures = {figure.strip(): value.strip() for figure, value in rows}
     assert int(figures["most for one invalidation"]) > 1
@@ -44,7 +46,7 @@ def test_herd_without_leases_loads_many_times(capsys: pytest.CaptureFixture[str]
 
 def test_herd_fails_when_leases_do_not_hold(capsys: pytest.CaptureFixture[str]) -> None:
     """On a cache that stores nothing every caller loads: exit code 1, and one line that says so."""
-    arguments = ["--users", "20", "--duration", "2", "--invalidate-every", "0.5", "--json"]
+    arguments = ["--users", "20", "--duration", "5", "--invalidate-every", "0.5", "--json"]
     assert herd.main(arguments, locustfile=HERE / "locustfile_refusing.py") == 1
     printed = capsys.readouterr()
     assert json.loads(printed.out)["most_loads"] > 1
@@ -77,7 +79,7 @@ def test_wrong_options_are_one_line(arguments: list[str], said: str, capsys: pyt
 def test_calls_are_requests_of_locust() -> None:
     """Locust's statistics have each call, failed ones as failures; a fault of the test is reported apart from them."""
     file = str(HERE / "locustfile_failing.py")
-    done = python("-m", "locust", "-f", file, "--headless", "--users=1", "--run-time=2s", "--host=memory://", "--json")
+    done = python("-m", "locust", "-f", file, "--headless", "--users=1", "--run-time=60s", "--host=memory://", "--json")
     [entry] = json.loads(done.stdout)
     assert (entry["method"], entry["name"]) == ("CACHE", "get_half")
     assert 0 < entry["num_failures"] < entry["num_requests"]

@@ -158,7 +158,7 @@ def test_record_that_runs_out(guarded: Guarded) -> None:
     guarded.fill(b"key")
     assert [verdict(way, guarded.node) for way in WAYS.values()] == [b"key"] * len(WAYS)
     guarded.voucher.write(ttl=1)
-    wait_until(lambda: guarded.vouching.look(guarded.voucher.key) is None, 20, "the record to go")
+    wait_until(lambda: guarded.vouching.look(guarded.voucher.key) is None, 60, "the record to go")
     assert [verdict(way, guarded.node) for way in WAYS.values()] == ["record"] * len(WAYS)
 
 
@@ -434,6 +434,6 @@ def test_threads_share_what_is_known(guarded: Guarded) -> None:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
     node.close()
     assert wrong == []

@@ -23,8 +23,9 @@ from leasecache.stores.redis import RedisNode
 from leasecache.stores.redis_link import Access
 from leasecache.stores.routed import RoutedStore
 from tests.fix_fork import in_a_child
+from tests.fix_patience import PATIENT
 
-SOON = 20.0  # s
+SOON = 60.0  # s
 COUNTERS = ("hits", "stale", "misses", "won", "stolen", "refused", "unleased", "misread", "failed")
 
 
@@ -34,16 +35,17 @@ def figures(store: Store) -> NodeFigures:
     return node
 
 
-@pytest.fixture(params=["memcached", "redis"])
+@pytest.fixture(params=[("memcached", PATIENT), ("redis", PATIENT)])
 def behind(request: pytest.FixtureRequest) -> Iterator[tuple[TcpProxy, Store]]:
-    """A server of each kind behind a proxy that the test may disturb, and a store of that way."""
-    server = request.getfixturevalue(f"shared_{request.param}")
+    """A server of each kind behind a proxy that the test may disturb, and a store of that way and time limit."""
+    kind, timeout = request.param
+    server = request.getfixturevalue(f"shared_{kind}")
     with TcpProxy(server.port) as proxy:
         made = {
-            "memcached": lambda: MemcachedNode(proxy.address, timeout=1),
-            "redis": lambda: RedisNode(proxy.address, Access(timeout=1)),
+            "memcached": lambda: MemcachedNode(proxy.address, timeout=timeout),
+            "redis": lambda: RedisNode(proxy.address, Access(timeout=timeout)),
         }
-        store = RoutedStore([made[request.param]()])
+        store = RoutedStore([made[kind]()])
         yield proxy, store
         store.close()
 
@@ -101,6 +103,7 @@ def test_a_node_that_is_not_there(key: bytes) -> None:
     assert not node.up
 
 
+@pytest.mark.parametrize("behind", [("memcached", 1), ("redis", 1)], indirect=True)
 def test_a_node_that_does_not_answer(store: Store, proxy: TcpProxy, key: bytes) -> None:
     """A timeout marks the node down, for ever longer, until it answers again."""
     store.lease_get(key, 10)

@@ -78,8 +78,8 @@ def test_unix_socket(tmp_path: Path) -> None:
     command = ["memcached", "-u", getpass.getuser(), "-s", str(path)]
     with subprocess.Popen(command) as server, Cache.from_url(f"memcached://{path}?namespace=shop") as cache:
         try:
-            wait_until(path.exists, 10, "the socket")
-            lease = wait_until(lambda: _lease(cache), 10, "memcached to answer")
+            wait_until(path.exists, 60, "the socket")
+            lease = wait_until(lambda: _lease(cache), 60, "memcached to answer")
             assert cache.lease_set(lease, b"value", 60) == Stored()
             assert isinstance(cache.lease_get(b"shop:item"), Hit)
         finally:

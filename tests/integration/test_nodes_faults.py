@@ -132,7 +132,8 @@ FAULTS: dict[str, tuple[Callable[[], AbstractContextManager[str]], str]] = {
 def test_values_come_from_the_loader(fault: str) -> None:
     """Whatever ails the node, callers get what the loader returns, one load at a time per key, and soon."""
     enter, kind = FAULTS[fault]
-    with enter() as address, Cache.from_url(f"memcached://{address}?{TIMES}") as cache:
+    times = TIMES if kind == "timeout" else ""
+    with enter() as address, Cache.from_url(f"memcached://{address}?{times}") as cache:
         application = Application(cache)
         began = time.monotonic()
         assert application.storm() == [70] * (4 * CALLERS)
@@ -189,11 +190,16 @@ def test_value_from_before_a_cut_is_served_until_its_ttl_is_over() -> None:
 def node(memcached: MemcachedServer) -> Iterator[MemcachedNode]:
     """A node with six idle connections."""
     opened = MemcachedNode(memcached.address)
-    for connection in [opened._pool.acquire() for _ in range(6)]:
-        opened._pool.release(connection)
-    assert opened.connections == (6, 6)
+    with_six_idle(opened)
     yield opened
     opened.close()
+
+
+def with_six_idle(node: MemcachedNode) -> None:
+    """Open six connections."""
+    for connection in [node._pool.acquire() for _ in range(6)]:
+        node._pool.release(connection)
+    assert node.connections == (6, 6)
 
 
 def test_restart_costs_no_failed_call(memcached: MemcachedServer, node: MemcachedNode) -> None:
@@ -243,8 +249,10 @@ def _answers(node: MemcachedNode) -> bool:
     return True
 
 
-def test_connections_that_a_timeout_makes_suspect_are_closed(memcached: MemcachedServer, node: MemcachedNode) -> None:
+def test_connections_that_a_timeout_makes_suspect_are_closed(memcached: MemcachedServer) -> None:
     """A node that does not answer has ended no connection, yet each could cost a time limit; guard: `drop_idle`."""
+    node = MemcachedNode(memcached.address, timeout=1)
+    with_six_idle(node)
     memcached.pause()
     try:
         with pytest.raises(NodeTimeout):
@@ -252,6 +260,7 @@ def test_connections_that_a_timeout_makes_suspect_are_closed(memcached: Memcache
     finally:
         memcached.resume()
     assert node.connections == (0, 0)
+    node.close()
 
 
 def test_refusal_while_the_node_is_away(memcached: MemcachedServer, node: MemcachedNode) -> None:
@@ -281,13 +290,13 @@ def _refused(node: MemcachedNode, lease: Lease) -> Refused | None:
 def test_fork_while_connections_are_busy(memcached: MemcachedServer) -> None:
     """A child shares no socket with its parent, not even one that another thread talks over; guard: `Pool.forget`."""
     with TcpProxy(memcached.port) as proxy:
-        node = MemcachedNode(proxy.address, timeout=10)
+        node = MemcachedNode(proxy.address)
         node.lease_get(b"warm", 10)
         proxy.stall("replies")
         found: list[object] = []
         busy = threading.Thread(target=lambda: found.append(node.lease_get(b"busy", 10)))
         busy.start()
-        wait_until(lambda: not node._pool.idle, 10, "the connection to be taken")
+        wait_until(lambda: not node._pool.idle, BOUND, "the connection to be taken")
         sockets = {connection.sock.fileno() for connection in node._pool._open}
         child = in_a_child(lambda: f"{node.connections} {[_is_socket(number) for number in sockets]}")
         assert child == f"{(0, 0)} {[False]}"
@@ -335,7 +344,7 @@ without = [get_fresh(i) for i in range(5)]
 errors = fresh.stats().nodes[0].errors
 hoard.clear()
 import time
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 60
 while get_fresh.lookup(0).state != "fresh" and time.monotonic() < deadline:
     time.sleep(0.01)
 print(json.dumps([sorted(set(states)), cache.stats().nodes[0].up, without, errors["broken"] > 0,
@@ -348,7 +357,7 @@ def test_no_file_descriptor_left(memcached: MemcachedServer) -> None:
 
     Guard: in `Pool.acquire`, what this machine lacks does not mark the node down while a connection is open.
     """
-    command = [sys.executable, "-c", EXHAUSTED, f"{memcached.url}?timeout=5"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", EXHAUSTED, f"{memcached.url}?timeout=30&connect_timeout=30"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [["fresh"], True, [0, 1, 2, 3, 4], True, "fresh"]

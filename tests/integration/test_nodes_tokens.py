@@ -120,7 +120,7 @@ def restarted_behind(proxy: TcpProxy, server: MemcachedServer, node: MemcachedNo
     """Win a lease, restart the server, win again over the connection that the proxy has kept; return both."""
     before = won(node)
     server.kill()
-    wait_until(lambda: not proxy.connections, 10, "the proxy to notice")
+    wait_until(lambda: not proxy.connections, 60, "the proxy to notice")
     server.start()
     after = won(node)
     assert node.connections == (1, 1)

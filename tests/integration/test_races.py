@@ -27,7 +27,7 @@ def test_token_from_before_a_restart_is_refused(each_memcached: MemcachedServer,
     old = won(each_node)
     each_memcached.kill()
     each_memcached.restart()
-    new = wait_until(lambda: _lease_or_none(each_node), 5, "memcached to answer again")
+    new = wait_until(lambda: _lease_or_none(each_node), 60, "memcached to answer again")
     assert old.token is not None
     assert new.token is not None
     ours = new.token.cas >= EXPLICIT_CAS
@@ -65,7 +65,7 @@ def test_growing_pool_does_not_cost_the_lease(each_node: MemcachedNode) -> None:
 def test_losers_do_not_stretch_the_lease(each_memcached: MemcachedServer, each_node: MemcachedNode) -> None:
     """However many readers poll, a stub runs out lease_for after it was won; guard: no T beside N in lease_get."""
     assert isinstance(each_node.lease_get(KEY, 2), Lease)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while isinstance(answer := each_node.lease_get(KEY, 2), Wait):
         assert time.monotonic() < deadline
     assert isinstance(answer, Lease)
@@ -129,7 +129,7 @@ def forked(work: Callable[[], object]) -> bool:
     """Tell whether `work` ends well in a forked child within some seconds."""
     pid = os.fork()
     if pid == 0:
-        signal.alarm(10)
+        signal.alarm(60)
         try:
             work()
         finally:
@@ -168,19 +168,19 @@ def test_cut_connection_loses_the_lease_not_the_safety(monkeypatch: pytest.Monke
     """When every connection from before a lease is cut, its store is refused and the key can be won again later."""
     monkeypatch.setattr(greeting, "EXPLICIT_VERSION", (99,))
     with MemcachedServer() as memcached, TcpProxy(memcached.port) as proxy:
-        node = MemcachedNode(proxy.address, timeout=1)
+        node = MemcachedNode(proxy.address)
         lease = node.lease_get(KEY, 1)
         assert isinstance(lease, Lease)
         proxy.reset()
         assert isinstance(node.lease_set(lease, FLAGS, b"value", 60), Refused)
-        assert wait_until(lambda: isinstance(node.lease_get(KEY, 1), Lease), 5, "the lost lease to run out")
+        assert wait_until(lambda: isinstance(node.lease_get(KEY, 1), Lease), 60, "the lost lease to run out")
         node.close()
 
 
 def test_cut_connection_does_not_lose_a_lease_of_our_own_number() -> None:
     """A CAS that we chose is stored under over whatever connection there is."""
     with MemcachedServer(recent=True) as memcached, TcpProxy(memcached.port) as proxy:
-        node = MemcachedNode(proxy.address, timeout=1)
+        node = MemcachedNode(proxy.address)
         lease = won(node)
         proxy.reset()
         assert node.lease_set(lease, FLAGS, b"value", 60) == Stored()

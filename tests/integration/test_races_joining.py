@@ -33,7 +33,7 @@ class Table:
         value = self.row
         self.began.release()
         if value == "old":
-            assert self.go_on.wait(20)
+            assert self.go_on.wait(60)
         return value
 
 
@@ -60,7 +60,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def declare(cache: Cache, table: Table, **policy: Any) -> Any:
-    @cache.cached("row:{row_id}", ttl=60, **policy)
+    @cache.cached("row:{row_id}", **{"ttl": 60, "lease_for": 60, "wait_for": 60, **policy})
     def get_row(row_id: int) -> str:
         return table.read(row_id)
 
@@ -80,7 +80,7 @@ def test_caller_after_an_invalidation_does_not_join_the_older_load(
     with Cache.from_url(url) as cache:
         get_row = declare(cache, table)
         first = pool.submit(get_row, 1)
-        assert table.began.acquire(timeout=10)
+        assert table.began.acquire(timeout=60)
         table.row = "new"
         get_row.invalidate(1)
         assert WAYS[way](get_row) == "new"
@@ -98,14 +98,14 @@ def test_waiter_of_another_token_does_not_join(
     Guard: the CAS in `Flight.admits`.
     """
     with Cache.from_url(memcached.url) as cache, Cache.from_url(memcached.url) as elsewhere:
-        get_row = declare(cache, table, wait_for=10)
+        get_row = declare(cache, table)
         first = pool.submit(get_row, 1)
-        assert table.began.acquire(timeout=10)
+        assert table.began.acquire(timeout=60)
         get_row.invalidate(1)
-        taken = elsewhere.lease_get(get_row.key(1))
+        taken = elsewhere.lease_get(get_row.key(1), lease_for=60)
         assert isinstance(taken, Lease)
         second = pool.submit(WAYS[way], get_row)
-        wait_until(lambda: flights(cache) == 2, 10, "the second caller to wait by itself")
+        wait_until(lambda: flights(cache) == 2, 60, "the second caller to wait by itself")
         table.row = "new"
         table.go_on.set()
         assert first.result() == "old"
@@ -116,11 +116,11 @@ def test_waiter_of_another_token_does_not_join(
 def test_callers_of_the_same_token_join(url: str, table: Table, pool: ThreadPoolExecutor) -> None:
     """Nothing came between: all who wait for one token get the value of one load."""
     with Cache.from_url(url) as cache:
-        get_row = declare(cache, table, wait_for=10)
+        get_row = declare(cache, table)
         first = pool.submit(get_row, 1)
-        assert table.began.acquire(timeout=10)
+        assert table.began.acquire(timeout=60)
         others = [pool.submit(get_row.lookup, 1) for _ in range(5)]
-        wait_until(lambda: get_row._self_core.stats.misses >= 6, 10, "all to have asked")
+        wait_until(lambda: get_row._self_core.stats.misses >= 6, 60, "all to have asked")
         table.go_on.set()
         assert first.result() == "old"
         assert {other.result().value for other in others} == {"old"}
@@ -130,12 +130,12 @@ def test_callers_of_the_same_token_join(url: str, table: Table, pool: ThreadPool
 def test_refresh_does_not_join_the_load_that_runs(url: str, table: Table, pool: ThreadPoolExecutor) -> None:
     """refresh() loads what is there now, though no invalidation has voided the older load; guard: `renew` waits."""
     with Cache.from_url(url) as cache:
-        get_row = declare(cache, table, wait_for=10)
+        get_row = declare(cache, table)
         first = pool.submit(get_row, 1)
-        assert table.began.acquire(timeout=10)
+        assert table.began.acquire(timeout=60)
         table.row = "new"
         refreshed = pool.submit(get_row.refresh, 1)
-        wait_until(lambda: bool(cache.driver()._poller._waiting), 10, "the refresh to wait")
+        wait_until(lambda: bool(cache.driver()._poller._waiting), 60, "the refresh to wait")
         table.go_on.set()
         assert refreshed.result() == "new"
         assert first.result() == "old"
@@ -148,11 +148,11 @@ def test_load_without_a_lease_serves_nobody_who_came_later(table: Table, pool: T
         with Cache.from_url(f"memcached://127.0.0.1:{closed.getsockname()[1]}") as cache:
             get_row = declare(cache, table)
             first = pool.submit(get_row, 1)
-            assert table.began.acquire(timeout=10)
+            assert table.began.acquire(timeout=60)
             table.row = "new"
             later = [pool.submit(get_row, 1) for _ in range(4)]
             queued = cache.driver().local.permits._queued
-            wait_until(lambda: len(queued) == 1, 10, "the others to queue")
+            wait_until(lambda: len(queued) == 1, 60, "the others to queue")
             table.go_on.set()
             assert first.result() == "old"
             assert [call.result() for call in later] == ["new"] * 4
@@ -166,13 +166,13 @@ def test_waiter_that_wins_loads_for_those_who_came_before(
     Guard: the wait's flight takes the token of the lease that it has won.
     """
     with Cache.from_url(memcached.url) as cache, Cache.from_url(memcached.url) as elsewhere:
-        get_row = declare(cache, table, wait_for=10)
-        taken = elsewhere.lease_get(get_row.key(1))
+        get_row = declare(cache, table)
+        taken = elsewhere.lease_get(get_row.key(1), lease_for=60)
         assert isinstance(taken, Lease)
         waiting = [pool.submit(get_row, 1) for _ in range(3)]
-        wait_until(lambda: get_row._self_core.stats.misses >= 3, 10, "all to have asked")
+        wait_until(lambda: get_row._self_core.stats.misses >= 3, 60, "all to have asked")
         elsewhere.release(taken)
-        assert table.began.acquire(timeout=10)
+        assert table.began.acquire(timeout=60)
         table.row = "new"
         get_row.invalidate(1)
         assert get_row(1) == "new"

@@ -55,7 +55,7 @@ def test_second_invalidation_does_not_begin_the_window_anew(
     """The window counts from the first invalidation; guard: `me` first, and the minimum."""
     filled(each_node)
     each_node.invalidate([KEY], 20)
-    wait_until(lambda: window(each_memcached) < 20, 5, "a second to pass")
+    wait_until(lambda: window(each_memcached) < 20, 60, "a second to pass")
     each_node.invalidate([KEY], 20)
     assert window(each_memcached) < 20
 
@@ -76,7 +76,7 @@ class Meddler(MemcachedNode):
 @pytest.fixture
 def meddler(each_memcached: MemcachedServer) -> Iterator[Meddler]:
     """A process that is slow to invalidate."""
-    opened = Meddler(each_memcached.address, timeout=1)
+    opened = Meddler(each_memcached.address)
     yield opened
     opened.close()
 
@@ -88,7 +88,7 @@ def test_slow_invalidation_does_not_begin_the_window_of_a_quick_one_anew(
 
     def between() -> None:
         each_node.invalidate([KEY], 20)
-        wait_until(lambda: window(each_memcached) < 20, 5, "a second to pass")
+        wait_until(lambda: window(each_memcached) < 20, 60, "a second to pass")
 
     filled(each_node)
     meddler.between = between
@@ -103,7 +103,7 @@ def test_clock_that_ticks_amid_an_invalidation_gives_no_second_more(
     filled(each_node)
     each_node.invalidate([KEY], 20)
     seen = window(each_memcached)
-    meddler.between = lambda: wait_until(lambda: window(each_memcached) < seen - 1, 10, "the clock to tick")
+    meddler.between = lambda: wait_until(lambda: window(each_memcached) < seen - 1, 60, "the clock to tick")
     meddler.invalidate([KEY], 20)
     assert window(each_memcached) < seen
 
@@ -138,10 +138,10 @@ def test_item_that_changes_all_the_time_is_deleted(each_node: MemcachedNode, med
 def test_invalidation_does_not_lengthen_what_a_value_had_left(
     each_memcached: MemcachedServer, each_node: MemcachedNode
 ) -> None:
-    """A value that would have gone in 5 s is not stale for longer than that; guard: the minimum with what is left."""
-    filled(each_node, ttl=5)
+    """A value that would have gone in 20 s is not stale for longer than that; guard: the minimum with what is left."""
+    filled(each_node, ttl=20)
     each_node.invalidate([KEY], 300)
-    assert window(each_memcached) <= 5
+    assert window(each_memcached) <= 20
 
 
 def test_looking_does_not_take_the_win(each_memcached: MemcachedServer, each_node: MemcachedNode) -> None:
@@ -176,13 +176,13 @@ def test_lease_whose_answer_was_lost_is_not_won_again_by_the_same_process(
 ) -> None:
     """A lease-get that is executed and not answered is a lost lease: nobody stores under it, and it can be stolen."""
     with TcpProxy(counting_memcached.port) as proxy:
-        node = MemcachedNode(proxy.address, timeout=0.3)
-        node.lease_get(b"other", 10)
+        node = MemcachedNode(proxy.address, timeout=1, connect_timeout=30)
+        wait_until(lambda: _answer(node, b"other"), 60, "the first connection")
         proxy.drop("replies")
         with pytest.raises(ConnectionError):
-            node.lease_get(KEY, 10)
+            node.lease_get(KEY, 60)
         proxy.flow()
-        answer = wait_until(lambda: _answer(node), 10, "the node to be used again")
+        answer = wait_until(lambda: _answer(node), 60, "the node to be used again")
         assert isinstance(answer, Wait)
         assert answer.token is not None
         thief = node.steal(KEY, answer.token, 10)
@@ -191,9 +191,9 @@ def test_lease_whose_answer_was_lost_is_not_won_again_by_the_same_process(
         node.close()
 
 
-def _answer(node: MemcachedNode) -> object:
+def _answer(node: MemcachedNode, key: bytes = KEY) -> object:
     try:
-        return node.lease_get(KEY, 10)
+        return node.lease_get(key, 60)
     except ConnectionError:
         return None
 
@@ -201,13 +201,13 @@ def _answer(node: MemcachedNode) -> object:
 def test_dead_holder_of_a_stub_is_forgotten_after_lease_for(each_node: MemcachedNode) -> None:
     """A stub runs out lease_for after it was won, however often it is asked for; the late holder is refused."""
     dead = won(each_node, lease_for=1)
-    heir = wait_until(lambda: _lease(each_node), 10, "the stub to run out")
+    heir = wait_until(lambda: _lease(each_node), 60, "the stub to run out")
     assert isinstance(each_node.lease_set(dead, FLAGS, b"late", 60), Refused)
     assert each_node.lease_set(heir, FLAGS, b"value", 60) == Stored()
 
 
 def _lease(node: MemcachedNode) -> Lease | None:
-    answer = node.lease_get(KEY, 1)
+    answer = node.lease_get(KEY, 60)
     return answer if isinstance(answer, Lease) else None
 
 
@@ -218,7 +218,7 @@ def test_dead_refresher_of_a_stale_value_keeps_it_until_it_is_robbed(
     filled(each_node)
     each_node.invalidate([KEY], 30)
     dead = won(each_node, lease_for=1)
-    wait_until(lambda: window(each_memcached) < 29, 10, "the lease to be over")
+    wait_until(lambda: window(each_memcached) < 29, 60, "the lease to be over")
     loser = each_node.lease_get(KEY, 1)
     assert isinstance(loser, Stale)
     assert loser.token is not None
@@ -232,7 +232,7 @@ def test_dead_refresher_of_a_stale_value_keeps_it_until_it_is_robbed(
 
 
 def test_robbed_holder_that_ends_late_stores_nothing(memcached: MemcachedServer) -> None:
-    """A loader slower than its lease gives its caller the value, uncached; what the thief stored stays.
+    """A loader that is taken for dead gives its caller the value, uncached; what the thief stored stays.
 
     Guard: steal changes the item's number, so that the holder's token is void.
     """
@@ -244,17 +244,19 @@ def test_robbed_holder_that_ends_late_stores_nothing(memcached: MemcachedServer)
             version = next(versions)
             if version == "old":
                 began.set()
-                assert go_on.wait(20)
+                assert go_on.wait(60)
             return version
 
         load.__annotations__ = {"n": int, "return": str}
-        options = {"ttl": 60, "lease_for": 1, "wait_for": 10}
+        options = {"ttl": 60, "lease_for": 60, "wait_for": 60}
         get_slowly = slow.cached("{n}", **options)(load)  # type: ignore[arg-type]
-        get = thief.cached("{n}", **options)(load)  # type: ignore[arg-type]
+        get: Any = thief.cached("{n}", **options)(load)  # type: ignore[arg-type]
+        for _ in range(20):
+            get._self_core._load_time.observe(0.005)  # so that a holder of a second is taken for dead
         entries = []
         holder = threading.Thread(target=lambda: entries.append(get_slowly.lookup(1)))
         holder.start()
-        assert began.wait(10)
+        assert began.wait(60)
         assert get.lookup(1).value == "new"
         go_on.set()
         holder.join()

@@ -197,7 +197,7 @@ if sys.argv[2] == "patched-first":
 from leasecache import Cache
 loads = []
 cache = Cache.from_url(sys.argv[1])
-@cache.cached("item:{item_id}", ttl=60)
+@cache.cached("item:{item_id}", ttl=60, lease_for=60, wait_for=60)
 def get_item(item_id: int) -> int:
     loads.append(item_id)
     time.sleep(0.05)
@@ -205,7 +205,7 @@ def get_item(item_id: int) -> int:
 if sys.argv[2] != "patched-first":
     monkey.patch_all()
 calls = [gevent.spawn(get_item, 1) for _ in range(100)]
-gevent.joinall(calls, timeout=20)
+gevent.joinall(calls, timeout=60)
 print(json.dumps([sorted({call.value for call in calls}), len(loads)]))
 """
 
@@ -213,8 +213,8 @@ print(json.dumps([sorted({call.value for call in calls}), len(loads)]))
 @pytest.mark.parametrize("order", ["patched-first", "declared-first"])
 def test_herd_of_greenlets_loads_once(redis: RedisServer, order: str) -> None:
     """Under gevent a hundred greenlets on a cold key run one loader over eight connections."""
-    program = [sys.executable, "-c", GREENLETS, f"{redis.url}?pool=8", order]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    program = [sys.executable, "-c", GREENLETS, f"{redis.url}?pool=8&timeout=60&connect_timeout=60", order]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[1], 1]
 

@@ -110,7 +110,7 @@ def test_writes_that_are_refused_while_reads_are_served(open_redis: Open) -> Non
         lease = won(store)
         server.data.chmod(0o500)
         server.ask("BGSAVE")
-        wait_until(lambda: "rdb_last_bgsave_status:err" in server.ask("INFO persistence"), 10, "the snapshot to fail")
+        wait_until(lambda: "rdb_last_bgsave_status:err" in server.ask("INFO persistence"), 60, "the snapshot to fail")
         assert store.reader(10, 0, FLAGS)(b"hit") == b"value"
         assert isinstance(store.lease_get(b"hit", 10, AHEAD), Hit)
         for refused in (
@@ -124,7 +124,7 @@ def test_writes_that_are_refused_while_reads_are_served(open_redis: Open) -> Non
                 refused()
         server.data.chmod(0o700)
         server.ask("BGSAVE")
-        wait_until(lambda: "rdb_last_bgsave_status:ok" in server.ask("INFO persistence"), 10, "the snapshot")
+        wait_until(lambda: "rdb_last_bgsave_status:ok" in server.ask("INFO persistence"), 60, "the snapshot")
         store.invalidate([b"hit"])
         assert store.lease_set(lease, FLAGS, b"value", 60) == Stored()
 
@@ -154,7 +154,7 @@ def test_restart_between_two_calls_goes_unnoticed(open_redis: Open, redis: Redis
 
 def test_silent_server_costs_one_time_limit(open_redis: Open, redis: RedisServer) -> None:
     """A stopped server is a NodeTimeout, and later its late answer is nobody's: the connection is not used again."""
-    store = open_redis(f"{redis.url}?timeout=0.3&connect_timeout=0.3")
+    store = open_redis(f"{redis.url}?timeout=1&connect_timeout=30")
     filled(store, KEY, b"mine")
     filled(store, b"other", b"another's")
     redis.pause()
@@ -170,12 +170,12 @@ def test_silent_server_costs_one_time_limit(open_redis: Open, redis: RedisServer
 def test_reply_that_is_lost_is_no_acknowledgement(open_redis: Open, redis: RedisServer) -> None:
     """An invalidation whose acknowledgement does not arrive has failed, though the server has done it."""
     with TcpProxy(redis.port) as proxy:
-        store = open_redis(f"redis://{proxy.address}/0?timeout=0.3")
+        store = open_redis(f"redis://{proxy.address}/0?timeout=1")
         filled(store)
         proxy.drop("replies")
         with pytest.raises(NodeTimeout):
             store.invalidate([KEY])
-        wait_until(lambda: not holds(redis, "race"), 10, "the invalidation")
+        wait_until(lambda: not holds(redis, "race"), 60, "the invalidation")
 
 
 @pytest.fixture(params=GARBAGE.values(), ids=GARBAGE.keys())
@@ -218,7 +218,7 @@ def test_connection_that_answered_garbage_is_not_used_again(open_redis: Open) ->
         store = open_redis(url_of(server))
         for _ in range(2):
             with pytest.raises(ProtocolError, match="PONG"):
-                wait_until(lambda: _asked(store), 10, "the node to be probed again")
+                wait_until(lambda: _asked(store), 60, "the node to be probed again")
         assert sum(command[0] == b"HELLO" for command in server.seen) == 2
 
 
@@ -289,7 +289,7 @@ def test_dripping_server_holds_a_call_no_longer_than_its_time(open_redis: Open, 
         began = time.monotonic()
         with pytest.raises(NodeTimeout):
             store.reader(10, 0, FLAGS)(KEY)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 15  # of the 20 s and more that the bytes take
 
 
 def test_loading_server_is_left_alone_and_asked_again(open_redis: Open) -> None:
@@ -346,9 +346,9 @@ def test_size_that_is_announced_is_not_believed(open_redis: Open, announced: byt
     with pretending(flood, greet) as server:
         if where == "login":
             server.login = flood
-        store = open_redis(url_of(server, "timeout=5&connect_timeout=5"))
+        store = open_redis(url_of(server, "timeout=60&connect_timeout=60"))
         began = time.monotonic()
         with pytest.raises(NodeError):
             store.reader(10, 0, FLAGS)(KEY)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 30
         assert sent[0] < 2**25

@@ -165,7 +165,7 @@ def test_record_that_runs_out_is_not_believed(store: Any, voucher: Voucher, shar
     read = store.reader(10, 0, FLAGS, MARK)
     assert read(KEY) == b"value"
     assert ":1" in shared_redis.ask(f"PEXPIRE {voucher.key.decode()} 20")
-    wait_until(lambda: not holds(shared_redis, voucher.key.decode()), 10, "the record to expire")
+    wait_until(lambda: not holds(shared_redis, voucher.key.decode()), 60, "the record to expire")
     with pytest.raises(GuardError):
         read(KEY)
 
@@ -350,8 +350,10 @@ def test_bumps_at_random(store: Any, voucher: Voucher) -> None:
             return error
 
     moves = {"read": 6, "read many": 3, "ask": 2, "store": 8, "change": 1, "change all": 0.5, "vouch": 2}
-    for move in rng.choices([*moves], [*moves.values()], k=600):
-        key = rng.choice(keys)
+    for made in range(20_000):
+        if made >= 600 and served > 20:
+            break
+        [move], key = rng.choices([*moves], [*moves.values()]), rng.choice(keys)
         if move == "read":
             served += judge(key, tried(read, key))
         elif move == "read many":
@@ -407,7 +409,7 @@ def test_bumps_under_concurrent_readers(shared_redis: RedisServer, voucher: Vouc
             voucher.bump()
             floor[0] = version
             seen = next(served)
-            wait_until(lambda seen=seen: next(served) > seen + 10, 10, "hits")  # type: ignore[misc]
+            wait_until(lambda seen=seen: next(served) > seen + 10, 60, "hits")  # type: ignore[misc]
     finally:
         stop.set()
         for thread in threads:

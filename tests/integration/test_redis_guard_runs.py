@@ -42,7 +42,7 @@ def asked(store: Any, key: bytes = KEY) -> Any:
         except NodeError:
             return None
 
-    return wait_until(ask, 30, "the node to answer")
+    return wait_until(ask, 60, "the node to answer")
 
 
 def filled(store: Any, key: bytes = KEY, value: bytes = b"value") -> None:
@@ -97,17 +97,17 @@ def test_promoted_replica_is_not_believed_until_it_is_vouched_for(open_redis: Op
         store = open_redis(guarded(redis.url))
         filled(store)
         key = f"{voucher.generation:016x}:{KEY.decode()}"
-        wait_until(lambda: holds(redis.replica, key) and holds(redis.replica, GUARD), 10, "replication")
+        wait_until(lambda: holds(redis.replica, key) and holds(redis.replica, GUARD), 60, "replication")
         assert store.reader(10, 0, FLAGS, MARK)(KEY) == b"value"
         redis.primary.kill()
-        wait_until(lambda: redis.replica.role == "master", 30, "the promotion")
+        wait_until(lambda: redis.replica.role == "master", 60, "the promotion")
         assert isinstance(asked(store), GuardError)
         with pytest.raises(GuardError):
             store.reader(10, 0, FLAGS, MARK)(KEY)
         assert holds(redis.replica, key)
         with pytest.raises(GuardError, match="another server"):
             voucher.node.invalidate_under(voucher.key, [])
-        voucher.run = wait_until(lambda: _run(voucher), 30, "the new primary")
+        voucher.run = wait_until(lambda: _run(voucher), 60, "the new primary")
         voucher.bump()
         filled(store)
         assert store.reader(10, 0, FLAGS, MARK)(KEY) == b"value"
@@ -131,17 +131,17 @@ def test_server_that_was_a_replica_for_a_while_is_another_run(open_redis: Open) 
         voucher.vouch(marks=[MARK])
         filled(open_redis(guarded(redis.url)))
         other.ask(f"REPLICAOF 127.0.0.1 {redis.port}")
-        wait_until(lambda: holds(other, GUARD), 10, "replication")
+        wait_until(lambda: holds(other, GUARD), 60, "replication")
         other.ask("REPLICAOF NO ONE")
         redis.ask(f"REPLICAOF 127.0.0.1 {other.port}")
-        wait_until(lambda: "master_link_status:up" in redis.ask("INFO replication"), 20, "replication back")
+        wait_until(lambda: "master_link_status:up" in redis.ask("INFO replication"), 60, "replication back")
         with pytest.raises(NodeError):
             voucher.node.invalidate_under(voucher.key, [])
         redis.ask("REPLICAOF NO ONE")
         assert holds(redis, GUARD)
         late = open_redis(guarded(redis.url))
         assert isinstance(asked(late), GuardError)
-        run = wait_until(lambda: _run(voucher), 30, "the primary")
+        run = wait_until(lambda: _run(voucher), 60, "the primary")
         assert run.partition(":")[0] == first.partition(":")[0]
         assert run != first
 

@@ -43,9 +43,9 @@ def test_failover_by_sentinel_refuses_tokens_from_before(open_redis: Open) -> No
         store = open_redis(redis.url)
         filled(store, b"kept")
         lease = won(store)
-        wait_until(lambda: holds(redis.replica, "{race}:l"), 10, "replication")
+        wait_until(lambda: holds(redis.replica, "{race}:l"), 60, "replication")
         redis.primary.kill()
-        wait_until(lambda: redis.replica.role == "master", 30, "the promotion")
+        wait_until(lambda: redis.replica.role == "master", 60, "the promotion")
         back = answered(store)
         assert isinstance(back, Wait)
         assert isinstance(store.lease_set(lease, FLAGS, b"stale", 60), Refused)
@@ -63,7 +63,7 @@ def test_failover_in_a_cluster_refuses_tokens_from_before(open_redis: Open) -> N
         filled(store, kept)
         lease, bystander = won(store, mine), won(store, other)
         cluster.replicas[0].ask("CLUSTER FAILOVER")  # which waits until the replica has everything
-        wait_until(lambda: cluster.primaries[0].role == "slave", 30, "the hand-over")
+        wait_until(lambda: cluster.primaries[0].role == "slave", 60, "the hand-over")
         back = answered(store, mine)
         assert isinstance(back, Wait)
         assert back.token is not None
@@ -84,7 +84,7 @@ def test_cluster_elects_another_primary_when_one_dies(open_redis: Open) -> None:
         for key in keys:
             filled(store, key)
         has = f"EXISTS {keys[0].decode()}"
-        wait_until(lambda: "\r\n:1\r\n" in cluster.replicas[0].ask("READONLY", has), 30, "replication")
+        wait_until(lambda: "\r\n:1\r\n" in cluster.replicas[0].ask("READONLY", has), 60, "replication")
         cluster.primaries[0].kill()
         dead, *alive = store.lease_get_many([Ask(key, 10) for key in keys])
         assert isinstance(dead, NodeError)
@@ -101,7 +101,7 @@ def test_cluster_that_lacks_slots_has_not_done_it() -> None:
         key = _key_of(cluster.primaries[0])
         filled(store, key)
         cluster.primaries[1].kill()
-        wait_until(lambda: "CLUSTERDOWN" in _complaint(lambda: store.lease_get(key, 10)), 30, "the cluster to be down")
+        wait_until(lambda: "CLUSTERDOWN" in _complaint(lambda: store.lease_get(key, 10)), 60, "the cluster to be down")
         assert "CLUSTERDOWN" in _complaint(lambda: store.invalidate([key]))
         cluster.primaries[1].start()
         assert isinstance(answered(store, key), Hit)

@@ -60,7 +60,7 @@ def test_position_waits_for_the_former_primary(replicated: bool) -> None:
         stack.callback(office.close)
         client: Any = open_store(f"{former.url}?guard=daemon")
         stack.callback(client.close)
-        wait_until(lambda: office.passed(10), 20, "W")
+        wait_until(lambda: office.passed(10), 60, "W")
         lease = client.lease_get(KEY, 60, 0, MARK)
         assert isinstance(lease, Lease)
         assert client.lease_set(lease, FLAGS, b"old", 60) == Stored()
@@ -68,7 +68,7 @@ def test_position_waits_for_the_former_primary(replicated: bool) -> None:
         assert read(KEY) == b"old"
         if replicated:
             successor.ask(f"REPLICAOF 127.0.0.1 {former.port}")
-            wait_until(lambda: holds(successor, guard_key(None).decode()), 20, "replication")
+            wait_until(lambda: holds(successor, guard_key(None).decode()), 60, "replication")
             successor.ask("REPLICAOF NO ONE")
         office.held_by.append(successor)
         office.node.close()

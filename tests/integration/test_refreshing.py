@@ -27,10 +27,10 @@ def test_stale_value_is_served_while_one_caller_refreshes(cache: Cache) -> None:
     page.invalidate(1)
     first = page.lookup(1)
     assert (first.value, first.state) == (1, "stale")
-    assert loader.began.wait(10)
+    assert loader.began.wait(60)
     assert {entry.state for entry in in_threads(10, lambda: page.lookup(1))} == {"stale"}
     loader.may_end.set()
-    wait_until(lambda: page.lookup(1).state == "fresh", 10, "the refresh to be stored")
+    wait_until(lambda: page.lookup(1).state == "fresh", 60, "the refresh to be stored")
     assert (page(1), loader.calls) == (2, 2)
 
 
@@ -64,7 +64,7 @@ def test_background_outlives_loaders_that_exit(sync_cache: Cache) -> None:
         page.invalidate(n)
         assert page.lookup(n).state == "stale"
     leave[0] = False
-    wait_until(lambda: {page.lookup(n).state for n in range(8)} == {"fresh"}, 10, "the refreshes to be stored")
+    wait_until(lambda: {page.lookup(n).state for n in range(8)} == {"fresh"}, 60, "the refreshes to be stored")
 
 
 def test_executor_that_refuses_does_not_cost_the_value_in_hand() -> None:
@@ -96,7 +96,7 @@ def test_background_sees_the_context_of_its_caller(own: bool) -> None:
         item.invalidate(1)
         tenant.set("second")
         item(1)
-        wait_until(lambda: len(seen) == 2, 10, "the refresh")
+        wait_until(lambda: len(seen) == 2, 60, "the refresh")
     assert seen == ["first", "second"]
 
 
@@ -115,7 +115,7 @@ def test_close_ends_the_threads_that_refresh() -> None:
             assert page.lookup(1).state == "stale"
             assert set(threading.enumerate()) - before
             cache.close()
-            wait_until(lambda: not set(threading.enumerate()) - before, 10, "the threads to end")
+            wait_until(lambda: not set(threading.enumerate()) - before, 60, "the threads to end")
 
 
 def test_refresh_ahead_serves_the_value_and_renews_it(cache: Cache) -> None:
@@ -123,7 +123,7 @@ def test_refresh_ahead_serves_the_value_and_renews_it(cache: Cache) -> None:
     loader = Loader()
     get_item = declare(cache, loader, ttl=50, refresh_ahead=49, jitter=0.9)
     assert get_item(1) == 1
-    assert wait_until(lambda: get_item(1) == 1 and loader.calls > 1, 10, "a refresh ahead of the expiry")
+    assert wait_until(lambda: get_item(1) == 1 and loader.calls > 1, 60, "a refresh ahead of the expiry")
 
 
 def test_refresh_loads_though_the_value_is_fresh(cache: Cache) -> None:
@@ -134,7 +134,7 @@ def test_refresh_loads_though_the_value_is_fresh(cache: Cache) -> None:
     loader.hold()
     with ThreadPoolExecutor(1) as pool:
         refreshed = pool.submit(get_item.refresh, 1)
-        assert loader.began.wait(10)
+        assert loader.began.wait(60)
         assert get_item.lookup(1).state == "fresh"
         loader.may_end.set()
         assert refreshed.result() == 1
@@ -169,7 +169,7 @@ def test_refresh_of_a_taken_value_is_refused_when_invalidated_meanwhile(cache: C
     loader.hold()
     with ThreadPoolExecutor(1) as pool:
         refreshed = pool.submit(get_item.refresh, 1)
-        assert loader.began.wait(10)
+        assert loader.began.wait(60)
         get_item.invalidate(1)
         loader.may_end.set()
         assert refreshed.result() == 1

@@ -100,12 +100,12 @@ def test_load_in_another_store_is_not_joined() -> None:
         get_item = declare(cache, loader, wait_for=0.3)
         loader.hold()
         outside = pool.submit(get_item, 1)
-        assert loader.began.wait(10)
+        assert loader.began.wait(60)
         with cache.override("memory://"):
             lease = held(cache, get_item, 1)
             inside = pool.submit(get_item.lookup, 1)
             overriding = cache.driver().local.flights
-            wait_until(lambda: len(overriding._by_key.get(get_item.key(1), ())), 10, "the caller inside to wait")
+            wait_until(lambda: len(overriding._by_key.get(get_item.key(1), ())), 60, "the caller inside to wait")
             loader.may_end.set()
             assert outside.result() == 1
             assert inside.result().state == "uncached"  # by a load of its own, once wait_for was over

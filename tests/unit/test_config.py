@@ -6,6 +6,7 @@ import pytest
 
 from leasecache import Cache, ConfigError, UnguardedWarning, row
 from leasecache.config import CacheUrl, open_store, parse_url
+from tests.fix_patience import PROMISED
 
 
 @pytest.mark.parametrize(
@@ -228,3 +229,8 @@ def test_more_weight_moves_keys_to_that_node_only() -> None:
     keys = [b"key:%d" % i for i in range(1000)]
     moved = {after.node_for(k).name for k in keys if before.node_for(k).name != after.node_for(k).name}
     assert moved == {"a:11211"}
+
+
+def test_time_limits_that_a_url_does_not_name() -> None:
+    """An exchange, and connecting, may take a second."""
+    assert set(PROMISED) == {1.0}

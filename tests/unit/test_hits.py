@@ -173,7 +173,7 @@ def test_caller_that_waits_is_woken(node: Node, monkeypatch: pytest.MonkeyPatch)
 
     def wait(condition: threading.Condition, deadline: float) -> bool:
         waiting.set()
-        return condition.wait(20)  # nothing but a notification ends it
+        return condition.wait(60)  # nothing but a notification ends it
 
     monkeypatch.setattr(pool, "_wait", wait)
     taken: list[Any] = []
@@ -181,7 +181,7 @@ def test_caller_that_waits_is_woken(node: Node, monkeypatch: pytest.MonkeyPatch)
 
     def wait_for_waiter() -> None:
         waiter.start()
-        assert waiting.wait(20)
+        assert waiting.wait(60)
 
     connection.wire = Meanwhile(wait_for_waiter, b"plain")
     assert node.read(b"key") == b"plain"

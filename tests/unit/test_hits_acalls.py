@@ -16,7 +16,7 @@ from leasecache.metrics import FunctionStats
 from tests.property.test_mux import FLAGS, Line, hit, turn
 from tests.twins import USABLE
 
-LIMIT = 10  # s
+LIMIT = 60  # s
 
 
 class Function:

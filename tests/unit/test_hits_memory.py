@@ -132,6 +132,6 @@ def test_memory_readers_and_writers(store: MemoryStore) -> None:
     finally:
         over.set()
         for reader in readers:
-            reader.join(20)
+            reader.join(60)
     assert wrong == []
     assert store.stats()["memory"]["bytes"] <= 10_000

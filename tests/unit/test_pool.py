@@ -31,7 +31,7 @@ class Dialling:
         with self._lock:
             self.opening += 1
             self.most = max(self.most, self.opening)
-        assert self.may_open.acquire(timeout=20)
+        assert self.may_open.acquire(timeout=60)
         with self._lock:
             self.opening -= 1
             self.opened += 1
@@ -43,7 +43,7 @@ class Dialling:
 def test_callers_share_the_first_connection_while_the_second_is_opened() -> None:
     """Twenty callers come at once: one connection is opened at a time, and whoever is freed first serves the next."""
     dial = Dialling()
-    pool: Pool[Any] = Pool(dial, 64, patience=20)
+    pool: Pool[Any] = Pool(dial, 64, patience=60)
 
     def exchange() -> int:
         connection = pool.acquire()
@@ -52,10 +52,10 @@ def test_callers_share_the_first_connection_while_the_second_is_opened() -> None
 
     with ThreadPoolExecutor(20) as threads:
         calls = [threads.submit(exchange) for _ in range(20)]
-        wait_until(lambda: pool.waiting == 19, 10, "the others to wait")
+        wait_until(lambda: pool.waiting == 19, 60, "the others to wait")
         assert dial.opening == 1
         dial.may_open.release()
-        wait_until(lambda: sum(call.done() for call in calls) >= 19, 10, "all but one to be served")
+        wait_until(lambda: sum(call.done() for call in calls) >= 19, 60, "all but one to be served")
         dial.may_open.release(20)
         assert len({call.result() for call in calls}) <= 2
     assert dial.most == 1
@@ -65,11 +65,11 @@ def test_callers_share_the_first_connection_while_the_second_is_opened() -> None
 def test_callers_that_need_connections_at_once_get_them_one_after_the_other() -> None:
     """Callers that keep theirs do not share: as many are opened as are needed, up to the limit."""
     dial = Dialling()
-    pool: Pool[Any] = Pool(dial, 5, patience=20)
+    pool: Pool[Any] = Pool(dial, 5, patience=60)
     dial.may_open.release(10)
     with ThreadPoolExecutor(6) as threads:
         held = [threads.submit(pool.acquire) for _ in range(6)]
-        wait_until(lambda: sum(call.done() for call in held) == 5, 10, "five to be opened")
+        wait_until(lambda: sum(call.done() for call in held) == 5, 60, "five to be opened")
         first = next(call for call in held if call.done()).result()
         pool.release(first)
         assert [call.result().epoch for call in held].count(first.epoch) == 2
@@ -80,12 +80,12 @@ def test_who_waits_for_the_first_connection_fails_with_it() -> None:
     """When the first connection cannot be opened, those who wait for it fail at once, not one after the other."""
     dial = Dialling()
     dial.fault = NodeTimeout("no answer")
-    pool: Pool[Any] = Pool(dial, 64, patience=20)
+    pool: Pool[Any] = Pool(dial, 64, patience=60)
     with ThreadPoolExecutor(20) as threads:
         calls = [threads.submit(pool.acquire) for _ in range(20)]
-        wait_until(lambda: pool.waiting == 19, 10, "the others to wait")
+        wait_until(lambda: pool.waiting == 19, 60, "the others to wait")
         dial.may_open.release()
-        errors = [call.exception(timeout=10) for call in calls]
+        errors = [call.exception(timeout=60) for call in calls]
     assert {type(error) for error in errors} == {NodeTimeout}
     assert dial.opened == 1
 
@@ -98,11 +98,11 @@ def test_an_interrupted_opening_fails_nobody_else() -> None:
     def connect() -> Connection[Any]:
         if not interrupted.is_set():
             interrupted.set()
-            wait_until(lambda: pool.waiting == 3, 10, "the others to wait")
+            wait_until(lambda: pool.waiting == 3, 60, "the others to wait")
             raise KeyboardInterrupt
         return dial()
 
-    pool: Pool[Any] = Pool(connect, 64, patience=20)
+    pool: Pool[Any] = Pool(connect, 64, patience=60)
     dial.may_open.release(10)
 
     def first() -> None:
@@ -111,7 +111,7 @@ def test_an_interrupted_opening_fails_nobody_else() -> None:
 
     with ThreadPoolExecutor(4) as threads:
         opening = threads.submit(first)
-        assert interrupted.wait(10)
+        assert interrupted.wait(60)
         others = [threads.submit(pool.acquire) for _ in range(3)]
         opening.result()
         assert len({other.result().epoch for other in others}) == 3

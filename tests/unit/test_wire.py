@@ -18,9 +18,9 @@ from leasecache import _pure
 from leasecache.errors import NodeError, NodeTimeout, ProtocolError
 from tests.twins import TWINS
 
-LONG = 20.0  # s; nothing that works takes this long
+LONG = 60.0  # s; nothing that works takes this long, and what a peer does in vain takes longer
 SHORT = 0.2  # s, where a time limit is under test
-SLACK = 1.5  # s that a busy machine may be late
+SLACK = 15.0  # s that a busy machine may be late; without the limit these exchanges do not end before LONG
 
 Script = Callable[[socket.socket], None]
 MakeWire = Callable[..., Any]
@@ -266,13 +266,13 @@ def test_drip(make: MakeWire, pair: Any) -> None:
 
 
 def test_late_byte(make: MakeWire) -> None:
-    """A byte shortly before the limit does not begin a new one."""
+    """A byte shortly before the limit does not begin a new one, however often it comes."""
     over = threading.Event()
 
     def script(sock: socket.socket) -> None:
-        over.wait(0.9)
-        sock.sendall(b"V")
-        over.wait(LONG)
+        sock.sendall(b"VA 1000\r\n")
+        while not over.wait(0.9):
+            sock.sendall(b"x")
 
     ours, theirs = connected("unix")
     with ours, theirs, playing(script, theirs):
@@ -282,7 +282,7 @@ def test_late_byte(make: MakeWire) -> None:
             wire.exchange(b"mg\r\n", 1)
         took = time.monotonic() - began
         over.set()
-    assert 0.95 < took < 1.7
+    assert 0.95 < took < SLACK
 
 
 def test_flood(make: MakeWire, pair: Any) -> None:
@@ -305,7 +305,7 @@ def test_peer_that_reads_slowly(make: MakeWire, pair: Any) -> None:
     over = threading.Event()
 
     def script(sock: socket.socket) -> None:
-        while not over.wait(SHORT / 20):
+        while not over.wait(SHORT / 2):  # so that it takes more than LONG for all
             sock.recv(65536)
 
     ours, theirs = pair
