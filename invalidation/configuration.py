@@ -9,6 +9,7 @@ from leasecache.config import open_store
 from leasecache.errors import ConfigError
 from leasecache.invalidation.router import Router
 from leasecache.invalidation.settings import CacheSettings, Settings, load_rules, load_settings
+from leasecache.invalidation.source import check_dsn
 from leasecache.rules import RuleSet
 from leasecache.stores.base import Store
 
@@ -28,6 +29,8 @@ def read_configuration(path: Path | None) -> Configuration:
     Raises ConfigError when something is wrong or does not fit together.
     """
     settings = load_settings(path, os.environ)
+    for i, dsn in enumerate((settings.source.dsn, *settings.source.readers)):
+        check_dsn("source.dsn" if i == 0 else f"source.readers[{i - 1}]", dsn)
     rules = load_rules(settings.rules, Path() if path is None else path.parent)
     with ExitStack() as opened:
         stores = _open_stores(settings.cache, opened)

@@ -49,7 +49,7 @@ class Journal:
     """The directory of one slot; one process at a time."""
 
     def __init__(self, directory: Path, slot: str, limit: int) -> None:
-        """`limit` is in bytes and per node. Raises ConfigError when the directory cannot be made."""
+        """`limit` is in bytes and per node. Raises ConfigError when the directory cannot be made or written."""
         self._directory = directory / slot
         self._limit = limit
         self._lock: IO[bytes] | None = None
@@ -58,11 +58,20 @@ class Journal:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"journal.directory: cannot make {self._directory}: {error.strerror}") from None
+        try:
+            self._open_lock().close()
+        except OSError as error:
+            raise ConfigError(
+                f"journal.directory: cannot write in {self._directory}: {error.strerror}; let the daemon's user own it"
+            ) from None
 
     def open(self) -> Position | None:
         """Return what was last reported, None if nothing was. Raises SourceError while another process has it open."""
         if self._lock is None:
-            lock = (self._directory / "lock").open("wb")
+            try:
+                lock = self._open_lock()
+            except OSError as error:  # the disk is full, or no longer there
+                raise SourceError(f"cannot open the journal {self._directory}: {error.strerror}") from None
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -71,6 +80,9 @@ class Journal:
             self._lock = lock
         self._saved = self._read_position()
         return self._saved
+
+    def _open_lock(self) -> IO[bytes]:
+        return (self._directory / "lock").open("wb")
 
     def save(self, position: Position) -> None:
         """Note what is about to be reported. Raises JournalError."""

@@ -35,6 +35,8 @@ _FIXES = (  # what libpq says → what is wrong and what to do
     ("requires a valid client certificate", "the server wants a client certificate; add sslcert and sslkey to the dsn"),
     ("certificate authentication failed", "the client certificate is for another user; check user and sslcert"),
     ("no encryption", "the server's pg_hba.conf does not admit this user without TLS; add sslmode=verify-full"),
+    ('fatal: role "', "there is no such role, or it may not log in; docs/operations/role.sql makes the daemon's"),
+    ('fatal: database "', "there is no such database, or it takes no connections; check the dsn"),
     ("no pg_hba.conf entry", "the server's pg_hba.conf does not admit this user; add an entry"),
 )
 _ENDED = -1  # what libpq says instead of a frame; less is an error, 0 is nothing yet
@@ -65,6 +67,16 @@ def address(dsn: str) -> str:
     return f"{host}:{parts.get('port') or 5432}"
 
 
+def check_dsn(key: str, dsn: str) -> None:
+    """Raise ConfigError when `dsn`, the value of a setting, cannot be read; the message does not quote it."""
+    try:
+        conninfo.conninfo_to_dict(dsn)
+    except psycopg.Error:  # whose message may quote a password
+        raise ConfigError(
+            f"{key} is not a Postgres connection string; write postgresql://user@host:port/database"
+        ) from None
+
+
 def readdressed(dsn: str, *, host: str, port: int) -> str:
     """Return `dsn` pointing to another server, with everything else kept."""
     return conninfo.make_conninfo(dsn, host=host, port=port)
@@ -75,12 +87,8 @@ def connect(dsn: str, *, replication: bool = False) -> Connection:
 
     Raises ConfigError when `dsn` cannot be read, SourceError in one line when the server cannot be reached.
     """
-    try:
-        parts = conninfo.conninfo_to_dict(dsn)
-    except psycopg.Error:  # whose message may quote a password
-        raise ConfigError(
-            "a dsn is not a Postgres connection string; write postgresql://user@host:port/database"
-        ) from None
+    check_dsn("a dsn", dsn)
+    parts = conninfo.conninfo_to_dict(dsn)
     parts["options"] = f"{parts.get('options') or ''} {_OPTIONS}".strip()
     parts["client_encoding"] = "UTF8"
     parts.setdefault("connect_timeout", CONNECT_TIMEOUT)

@@ -2,11 +2,12 @@
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from leasecache.lab import free_port
-from tests.fix_daemon import DaemonProcess, World, rule, run_to_exit
+from tests.fix_daemon import SLOT, DaemonProcess, World, rule, run_to_exit
 
 
 def refusal(daemon: DaemonProcess, **environment: str) -> str:
@@ -43,7 +44,8 @@ def test_a_database_that_cannot_serve(primary_world: World, change: Callable[[Wo
     [
         ("SOURCE_DSN", "postgresql://u:hush@127.0.0.1:{port}/app", "connection refused; is Postgres running there?"),
         ("SOURCE_DSN", "postgresql://u:hush@no-such-host.invalid/app", "host name is unknown"),
-        ("SOURCE_DSN", "postgresq://u:hush@h/app", "not a Postgres connection string"),
+        ("SOURCE_DSN", "postgresq://u:hush@h/app", "source.dsn is not a Postgres connection string"),
+        ("SOURCE_READERS", "host=a,postgresq://u:hush@h/app", "source.readers[1] is not a Postgres connection string"),
         ("SOURCE_GATE", "standby", "standby needs a standby, but the source is a primary"),
         ("SOURCE_SLOT", "Bad", "slot name"),
         ("CACHE_URL", "memcached://h?namespace=blog", "never match"),
@@ -60,6 +62,23 @@ def test_a_faulty_configuration(primary_world: World, variable: str, value: str,
     line = refusal(primary_world.daemon, **{f"LEASECACHE_{variable}": value.format(port=free_port())})
     assert says in line
     assert "hush" not in line
+
+
+@pytest.mark.parametrize(
+    ("user", "name", "says"),
+    [("nobody", "{}", "there is no such role"), ("postgres", "{}_", "there is no such database")],
+)
+def test_a_dsn_of_nothing(primary_world: World, user: str, name: str, says: str) -> None:
+    """Who or what is not there is named, with the fix."""
+    dsn = primary_world.source.dsn(name.format(primary_world.database), user=user)
+    assert says in refusal(primary_world.daemon, LEASECACHE_SOURCE_DSN=dsn)
+
+
+def test_a_journal_that_cannot_be_written(primary_world: World, tmp_path: Path) -> None:
+    """A folder that is there and of no use is named before anything is connected to."""
+    (tmp_path / SLOT / "lock").mkdir(parents=True)
+    line = refusal(primary_world.daemon, LEASECACHE_JOURNAL_DIRECTORY=str(tmp_path))
+    assert f"journal.directory: cannot write in {tmp_path / SLOT}: Is a directory; let the" in line
 
 
 def test_an_unknown_kind(primary_world: World) -> None:
