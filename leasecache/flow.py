@@ -169,7 +169,7 @@ def _long_enough(task: Task, lease: Lease, refresh_ahead: float | None = None) -
     yield Release(lease)
     answer: Answer | NodeError = yield Get(refresh_ahead, _grant(task))
     if isinstance(answer, Lease) and answer.token is not None:
-        _deadline(task, answer.token)  # known from now on, so it is not taken for too short
+        _deadline(task, answer, answer.token)  # known from now on, so it is not taken for too short
     return answer
 
 
@@ -203,7 +203,7 @@ def _lost(task: Task, answer: Stale | Wait) -> Reading:
 
 def _serve_stale(task: Task, answer: Stale | Wait, stale: Entry) -> Flow:
     """Serve it; and when its refresh has taken too long, take that over: nothing else ends a stale item's lease."""
-    if answer.token is None or time.monotonic() < _deadline(task, answer.token):
+    if answer.token is None or time.monotonic() < _deadline(task, answer, answer.token):
         return stale
     stolen = yield from _steal(task, answer.token)
     if isinstance(stolen, Lease) and stolen.token is not None:
@@ -249,7 +249,7 @@ def _outlast(task: Task, flight: Flight, answer: Answer | NodeError) -> Generato
     try:
         while isinstance(answer, (Stale, Wait)) and answer.token is not None:
             flight.token = answer.token
-            deadline = _deadline(task, answer.token)
+            deadline = _deadline(task, answer, answer.token)
             looked = yield _look(task, answer, min(deadline, task.wait_until), expected)
             expected = 0.0
             if looked is not None and not _names(looked, answer.token):
@@ -282,10 +282,12 @@ def _names(answer: Any, token: Token) -> bool:
     return isinstance(answer, (Stale, Wait)) and answer.token is not None and answer.token.cas == token.cas
 
 
-def _deadline(task: Task, token: Token) -> float:
-    policy = task.policy
+def _deadline(task: Task, answer: Stale | Wait | Lease, token: Token) -> float:
+    policy, now = task.policy, time.monotonic()
     patience = task.profile.load_time.patience(policy.lease_for)
-    return task.local.holders.deadline(task.key, token, patience, policy.lease_for, time.monotonic())
+    left = None if isinstance(answer, Wait) else answer.expires_in
+    goes = None if left is None else now + left
+    return task.local.holders.deadline(task.key, token, patience, policy.lease_for, now, goes)
 
 
 def _is_too_short(task: Task, token: Token) -> bool:
@@ -300,7 +302,7 @@ def _steal(task: Task, token: Token) -> Answering:
     answer: Answer | NodeError = yield Steal(token, _grant(task))
     if isinstance(answer, Lease) and answer.token is not None:
         task.profile.stats.stolen += 1
-        _deadline(task, answer.token)  # this process holds it now, since now
+        _deadline(task, answer, answer.token)  # this process holds it now, since now
     return answer
 
 

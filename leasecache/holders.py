@@ -23,6 +23,8 @@ class _Holder:
     cas: int
     since: float  # monotonic s when this process first saw this lease
     thefts: int = 0
+    outlived: bool = False  # a load of this process took longer than this lease, or one before it
+    goes: float | None = None  # monotonic s when the stale value that it replaces does
 
 
 class Holders:
@@ -37,15 +39,20 @@ class Holders:
         self._lock = threading.Lock()
         self._by_key: OrderedDict[bytes, _Holder] = OrderedDict()
 
-    def deadline(self, key: bytes, token: Token, patience: float, lease_for: float, now: float) -> float:
+    def deadline(
+        self, key: bytes, token: Token, patience: float, lease_for: float, now: float, goes: float | None = None
+    ) -> float:
         """Return when (monotonic s) the holder of `token` has had its time, seen for the first time now or earlier.
 
-        A holder gets `patience` s, doubled for each holder of the key before it that was robbed.
+        A holder gets `patience` s, doubled for each holder of the key before it that was robbed. `goes` (monotonic s)
+        is when the stale value will, None without one: later than it was means that another value has been stored.
         """
         with self._lock:
             holder = self._by_key.get(key)
             if holder is None or holder.cas != token.cas:
-                holder = _Holder(token.cas, now, _thefts(holder, patience, lease_for, now))
+                before = holder if holder is not None and not _is_later(goes, holder.goes) else None
+                outlived = before is not None and before.outlived
+                holder = _Holder(token.cas, now, _thefts(before, patience, lease_for, now), outlived, goes)
             self._keep(key, holder)
             return holder.since + _time(holder.thefts, patience, lease_for)
 
@@ -64,13 +71,17 @@ class Holders:
         if seconds < _most(lease_for):
             return
         with self._lock:
-            self._keep(key, self._by_key.get(key) or _Holder(token.cas, now - seconds))
+            holder = self._by_key.get(key) or _Holder(token.cas, now - seconds)
+            holder.outlived = True
+            self._keep(key, holder)
 
     def is_too_short(self, key: bytes, token: Token, lease_for: float, now: float) -> bool:
-        """Tell whether `token`, a lease of `lease_for` s that this process has just won, follows one that ran out."""
+        """Tell whether `token`, a lease of `lease_for` s that we have just won, follows one that our load outlived."""
         with self._lock:
             before = self._by_key.get(key)
-            return before is not None and before.cas != token.cas and _thefts(before, lease_for, lease_for, now) > 0
+            if before is None or not before.outlived or before.cas == token.cas:
+                return False
+            return _thefts(before, lease_for, lease_for, now) > 0
 
     def drop(self, key: bytes) -> None:
         """Forget a key whose value has been stored."""
@@ -91,6 +102,11 @@ def _time(thefts: int, patience: float, lease_for: float) -> float:
 def _most(seconds: float) -> float:
     """Return from when on a lease of `seconds` may have ended by itself."""
     return max(seconds - TICK, MOST * seconds)
+
+
+def _is_later(goes: float | None, before: float | None) -> bool:
+    """Tell two times at which a stale value goes apart: a theft leaves that as it is, but servers count whole ticks."""
+    return goes is not None and before is not None and goes > before + 2 * TICK
 
 
 def _thefts(before: _Holder | None, patience: float, lease_for: float, now: float) -> int:

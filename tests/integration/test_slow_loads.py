@@ -8,6 +8,7 @@ import pytest
 
 from leasecache import Cache
 from leasecache.lab import RedisServer, wait_until
+from leasecache.lease import Lease
 from tests.facade import BlockingCache
 
 SLOW = 1.2  # s of a load under leases of 1 s; those that follow are longer
@@ -73,3 +74,25 @@ def test_stale_value_is_replaced_by_a_refresh_slower_than_its_lease(redis_cache:
     assert item.lookup(1).state == "stale"
     wait_until(lambda: item.lookup(1).state == "fresh", 60, "a refresh to be stored")
     assert item(1) <= 5
+
+
+def test_dead_refresher_after_others_that_have_stored(redis_cache: Any, redis: RedisServer) -> None:
+    """Who has seen healthy refreshes of others takes a dead one's over after `lease_for`; guard: `_is_later`."""
+
+    @redis_cache.cached("item:{n}", ttl=600, lease_for=1, stale_for=300)
+    def item(n: int) -> bytes:
+        return b"ours"
+
+    with Cache.from_url(redis.url) as other:
+        for value in (item(1), b"another"):
+            other.invalidate(item.key(1), stale_for=300)
+            refresh = other.driver().store.lease_get(item.key(1), 60)
+            assert isinstance(refresh, Lease)
+            assert item.lookup(1).state == "stale"
+            time.sleep(2.5)  # more than two ticks, and than a holder's time
+            other.driver().store.lease_set(refresh, refresh.flags, value, 600)
+        other.invalidate(item.key(1), stale_for=300)
+        assert isinstance(other.driver().store.lease_get(item.key(1), 60), Lease)
+    died = time.monotonic()
+    wait_until(lambda: item.lookup(1).state == "fresh", 20, "the dead refresher's lease to be taken over")
+    assert time.monotonic() - died < 3

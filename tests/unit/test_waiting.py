@@ -170,3 +170,25 @@ def test_a_lease_after_one_that_ran_out_under_its_load_is_too_short() -> None:
     assert not holders.is_too_short(b"k", OTHER, 10.0, now=20.0)
     holders.drop(b"k")
     assert not holders.is_too_short(b"k", HELD, 10.0, now=20.0)
+
+
+def test_leases_of_others_do_not_make_ours_too_short() -> None:
+    """That another process had a lease, for however long, says nothing of our loads; guard: `_Holder.outlived`."""
+    holders, third = Holders(), Token(9, 1, 1)
+    holders.deadline(b"k", HELD, 10.0, 10.0, now=0.0)
+    assert not holders.is_too_short(b"k", OTHER, 10.0, now=20.0)
+    holders.outlived(b"k", OTHER, 10.0, 10.0, now=20.0)
+    assert holders.is_too_short(b"k", third, 10.0, now=20.0)
+    holders.deadline(b"k", third, 10.0, 10.0, now=20.0)
+    assert not holders.is_too_short(b"k", third, 10.0, now=50.0)
+    assert holders.is_too_short(b"k", OTHER, 10.0, now=50.0)
+
+
+def test_a_value_stored_in_between_makes_up_for_thefts() -> None:
+    """Holders that each have stored were not robbed: a later end of the stale value tells; guard: `_is_later`."""
+    holders = Holders()
+    for n in range(5):
+        since = 20.0 * n
+        assert holders.deadline(b"k", Token(n, 1, 1), 10.0, 10.0, since, since + 60.0) == since + 10.0
+    assert holders.deadline(b"k", Token(9, 1, 1), 10.0, 10.0, 90.0, 140.0) == 90.0 + 20.0
+    assert holders.deadline(b"k", Token(10, 1, 1), 10.0, 10.0, 110.0, 141.9) == 110.0 + 40.0
