@@ -16,8 +16,13 @@ Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 CONNECT_TIMEOUT = 5  # s
 TCP_TIMEOUT = 30_000  # ms that sent data may remain unacknowledged by the server's kernel
-# Makes the text of every type canonical, so that it renders to the same key as the application's value.
-_OPTIONS = "-c datestyle=ISO -c timezone=UTC -c extra_float_digits=3 -c bytea_output=hex"
+# Makes the text of every type canonical, so that it renders to the same key as the application's value; and what the
+# database or the role sets for applications is not for us: a standby refuses serializable, an index takes its time.
+_OPTIONS = (
+    "-c datestyle=ISO -c timezone=UTC -c extra_float_digits=3 -c bytea_output=hex "
+    r"-c default_transaction_isolation=read\ committed -c statement_timeout=0"
+)
+_IDLE_TIMEOUT_SINCE = 140000  # server version; ours wait for days
 _FIXES = (  # what libpq says → what is wrong and what to do
     ("connection refused", "connection refused; is Postgres running there?"),
     ("no such file", "no socket there; is Postgres running there?"),
@@ -97,9 +102,20 @@ def connect(dsn: str, *, replication: bool = False) -> Connection:
     if replication:
         parts["replication"] = "database"
     try:
-        return psycopg.connect(conninfo.make_conninfo("", **parts), autocommit=True)
+        return _patient(psycopg.connect(conninfo.make_conninfo("", **parts), autocommit=True))
     except psycopg.Error as error:
         raise SourceError(f"cannot connect to Postgres at {redact(dsn)}: {_reason(error)}") from None
+
+
+def _patient(connection: Connection) -> Connection:
+    """Let the server keep the connection however long nothing is asked."""
+    try:
+        if connection.info.server_version >= _IDLE_TIMEOUT_SINCE:
+            connection.execute("set idle_session_timeout = 0")
+    except psycopg.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def ask(connection: Connection, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
