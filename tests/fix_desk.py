@@ -17,7 +17,7 @@ from leasecache.rules import Rule, RuleSet
 from leasecache.stores.memory import MemoryStore
 from tests.unit.test_stream_dispatch import FakeRing, Notes
 
-WITHIN = 10.0  # s
+WITHIN = 60.0  # s
 TTL = 60.0  # s
 GUARD = guard_key("shop")
 

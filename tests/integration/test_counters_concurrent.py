@@ -51,16 +51,15 @@ def wrong(conn: Connection) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def writers(connect: Connect, number: int, write: Write) -> Iterator["list[Future[int]]"]:
-    """Write from so many connections until the block ends; each future counts its writes and has the first error."""
+def writers(connect: Connect, number: int, write: Write) -> Iterator["list[Future[None]]"]:
+    """Write from so many connections until the block ends, once at least; each future has the first error."""
     stop = threading.Event()
 
-    def run(seed: int, conn: Connection) -> int:
-        rng, done = random.Random(seed), 0
+    def run(seed: int, conn: Connection) -> None:
+        rng = random.Random(seed)
+        write(conn, rng)
         while not stop.is_set():
             write(conn, rng)
-            done += 1
-        return done
 
     connections = [connect() for _ in range(number)]
     with ThreadPoolExecutor(number) as pool:
@@ -201,7 +200,8 @@ def test_single_statements_on_hot_keys_do_not_deadlock(connect: Connect) -> None
     with writers(connect, 8, likes_of_many) as futures:
         for _ in for_seconds(2):
             assert wrong(watcher) == []
-    assert min(future.result() for future in futures) > 0
+    for future in futures:
+        future.result()
     assert wrong(watcher) == []
     assert watcher.execute("select deadlocks from pg_stat_database where datname = current_database()").fetchone() == (
         0,
@@ -270,7 +270,8 @@ def test_a_backfill_under_writers_is_exact(connect: Connect, apply: Callable[[Co
             assert wrong(conn) == []
             conn.execute("drop function media_likes_track cascade; drop table media_likes")
         apply(conn)
-    assert min(future.result() for future in futures) > 0
+    for future in futures:
+        future.result()
     assert wrong(conn) == []
 
 
@@ -306,7 +307,7 @@ def test_a_definition_is_replaced_under_writers(connect: Connect) -> None:
 
 def assert_waiting(observer: Connection, waiting: Connection) -> None:
     """Return when the other connection waits for a lock."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     blocked = "select pg_blocking_pids(%s) <> '{}'"
     while observer.execute(blocked, (waiting.info.backend_pid,)).fetchone() != (True,):
         assert time.monotonic() < end, "it does not wait"

@@ -79,7 +79,7 @@ def test_position_waits_for_the_former_primary(replicated: bool) -> None:
             with contextlib.suppress(GuardError):
                 seen += read(KEY) == b"old"
             time.sleep(0.02)  # a reader that asks all the time
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - began < 60
         assert seen
         with pytest.raises(GuardError):
             read(KEY)

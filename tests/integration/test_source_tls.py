@@ -181,11 +181,11 @@ def await_commit(replication: Replication, what: str) -> None:
     """Read a transaction whose bytes have all been sent, waiting for the socket only."""
     ready = select.poll()
     ready.register(replication.socket, select.POLLIN)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if any(frame[25:26] == b"C" for frame in replication.read(1000)):
             return
-        assert ready.poll(3000), f"the socket is silent, and the transaction incomplete: {what}"
+        assert ready.poll(15_000), f"the socket is silent, and the transaction incomplete: {what}"
     raise TimeoutError(what)
 
 

@@ -109,11 +109,12 @@ def test_bad_requests(status: StatusServer, request_: bytes, status_line: bytes)
     assert get(status).endswith(b"ok\n")
 
 
-def test_many_that_say_nothing(status: StatusServer) -> None:
+def test_many_that_say_nothing(status: StatusServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two hundred connections that send half a request cost neither threads nor the health check its answer.
 
     Guard: when all places are taken the oldest connection goes.
     """
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 2 * WITHIN)
     threads = threading.active_count()
     with ExitStack() as stack:
         slow = [stack.enter_context(connect(status)) for _ in range(200)]
@@ -126,7 +127,7 @@ def test_many_that_say_nothing(status: StatusServer) -> None:
         assert get(status).endswith(b"ok\n")
         assert time.monotonic() - began < server.REQUEST_SECONDS / 2
         assert len(status._open) <= MOST
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads  # some of other tests may end meanwhile
         assert fate(slow[0]) == b""
 
 
