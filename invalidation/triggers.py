@@ -23,7 +23,11 @@ TRUNCATE_NAME = "leasecache_truncate"
 TRUNCATE_FUNCTION = f"public.{TRUNCATE_NAME}()"
 REWRITE, TRUNCATE = "REWRITE ", "TRUNCATE "
 _ILLEGIBLE = "\N{REPLACEMENT CHARACTER}"  # part of a name in a database that is not in UTF-8
-_LOSING = {"CREATE PUBLICATION", "ALTER PUBLICATION", "DROP PUBLICATION", "DROP OWNED"}
+_LOSING = {
+    *("CREATE PUBLICATION", "ALTER PUBLICATION", "DROP PUBLICATION", "DROP OWNED"),
+    "ALTER SCHEMA",  # for a while its tables may have had another name
+    "ALTER TYPE",  # the values of an enum may have other names now, in rows that nobody has written
+}
 
 _TELL = """perform pg_logical_emit_message(true, 'leasecache.ddl', '{what}' || n.nspname || '.' || c.relname)
      from (select {table} union select relid from pg_partition_ancestors({table})) t (relid)

@@ -145,6 +145,8 @@ def test_a_missing_publication(clerk: Clerk, replication: Replication, postgres_
         ("ALTER PUBLICATION", True),
         ("CREATE PUBLICATION", True),
         ("DROP PUBLICATION", True),
+        ("ALTER SCHEMA", True),
+        ("ALTER TYPE", True),
         ("ALTER TABLE", False),
         ("CREATE TABLE", False),
         ("REWRITE public.media", True),
@@ -156,7 +158,7 @@ def test_a_missing_publication(clerk: Clerk, replication: Replication, postgres_
     ],
 )
 def test_commands_that_lose_changes(tag: str, loss: bool) -> None:
-    """A command on a publication, and a rewrite of a table of the rules, lose changes whatever a look finds later."""
+    """Commands on what all tables may share, and what rewrites one of the rules, lose changes whatever a look finds."""
     assert loses(tag, RULES) is loss
 
 
