@@ -85,7 +85,7 @@ def run_console(text: str, stack: ExitStack) -> None:
 def is_ready(url: str) -> bool:
     """Tell whether a supervisor would say that the daemon is ready."""
     try:
-        with urllib.request.urlopen(url, timeout=10):
+        with urllib.request.urlopen(url, timeout=60):
             return True
     except OSError:  # an HTTPError, too
         return False

@@ -105,7 +105,7 @@ def test_task_that_finds_no_connection_waits_no_longer_than_its_time(redis: Redi
         redis.resume()
         assert all(isinstance(result, NodeTimeout) or "marked down" in str(result) for result in results)
 
-    on(f"{redis.url}?pool=1&timeout=0.3", steps)
+    on(f"{redis.url}?pool=1&timeout=1", steps)
 
 
 def test_each_event_loop_has_connections_of_its_own(redis: RedisServer) -> None:

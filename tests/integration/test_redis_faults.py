@@ -283,7 +283,7 @@ def test_dripping_server_holds_a_call_no_longer_than_its_time(open_redis: Open, 
             drip(connection)
 
     with pretending(reply, greet) as server:
-        store = open_redis(url_of(server, "timeout=0.4&connect_timeout=0.4"))
+        store = open_redis(url_of(server, "timeout=1&connect_timeout=1"))
         if where == "short way":
             store.lease_get(KEY, 10)
         began = time.monotonic()

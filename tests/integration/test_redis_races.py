@@ -96,7 +96,7 @@ def test_cluster_that_lacks_slots_has_not_done_it() -> None:
     """CLUSTERDOWN is a NodeError for reads and invalidations alike, until the cluster is whole again."""
     with (
         redis_cluster(node_timeout=1) as cluster,
-        closing(open_store(f"{cluster.url}?timeout=0.5&connect_timeout=0.5")) as store,
+        closing(open_store(cluster.url)) as store,
     ):
         key = _key_of(cluster.primaries[0])
         filled(store, key)
