@@ -13,7 +13,7 @@ from leasecache.flow import look_up, refresh
 from leasecache.lease import Fill, Lease, Refused
 from leasecache.singleflight import Flight
 from leasecache.stores.base import AsyncStore
-from leasecache.task import Get, Join, Load, Local, Look, Release, Request, Spawn, Steal, Task
+from leasecache.task import Get, Join, Load, Local, Look, Release, Request, Spawn, Steal, Task, measured
 
 log = logging.getLogger("leasecache")
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class AsyncDriver:
         return self._pollers[loop]
 
     async def _load(self, task: Task) -> Any:
-        with self.local.loading((task.key,)):
+        with self.local.loading((task.key,)), measured(task.profile):
             return await task.load()
 
     async def _fill(self, fill: Fill) -> Any:
@@ -108,7 +108,7 @@ class AsyncDriver:
     ) -> Any:
         if isinstance(step, LoadAll):
             assert load_many is not None
-            with self.local.loading({task.key for task in step.tasks}):
+            with self.local.loading({task.key for task in step.tasks}), measured(step.tasks[0].profile):
                 return await load_many(step.tasks)
         if isinstance(step, FirstOf):
             return await self._first_of(step, running)

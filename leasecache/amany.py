@@ -81,7 +81,6 @@ class AsyncCachedManyCore(BatchCore):
     ) -> Callable[[Sequence[Task]], Awaitable[list[Any]]]:
         async def load_many(tasks: Sequence[Task]) -> list[Any]:
             batch = [keys[task.key] for task in tasks]
-            with self.counting():
-                return self.found(await load_these(batch), batch)
+            return self.found(await load_these(batch), batch)
 
         return load_many

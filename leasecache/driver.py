@@ -14,7 +14,7 @@ from leasecache.flow import look_up, refresh
 from leasecache.lease import Fill, Lease, Refused
 from leasecache.poller import Poller
 from leasecache.stores.base import Store
-from leasecache.task import Get, Join, Load, Local, Look, Release, Request, Spawn, Steal, Task
+from leasecache.task import Get, Join, Load, Local, Look, Release, Request, Spawn, Steal, Task, measured
 
 log = logging.getLogger("leasecache")
 T = TypeVar("T")
@@ -84,12 +84,14 @@ class Driver:
 
     @staticmethod
     def _load(request: Load, task: Task) -> Any:
-        return _loaded(task.load)
+        with measured(task.profile):
+            return _loaded(task.load)
 
     def _perform_step(self, step: Step, load_many: LoadMany | None) -> Any:
         if isinstance(step, LoadAll):
             assert load_many is not None
-            return _loaded(load_many, step.tasks)
+            with measured(step.tasks[0].profile):
+                return _loaded(load_many, step.tasks)
         if isinstance(step, FirstOf):
             return self._first_of(step)
         return self._together(step, load_many)

@@ -102,7 +102,7 @@ def _lead(task: Task, flight: Flight, running: Flight | None) -> Flow:
             _check_time(task)
             running = task.local.permits.promote(task.key, flight)
         task.profile.stats.unleased += 1
-        value = yield from _run_loader(task)
+        value = yield Load()
         flags, body = _encode(task, value)
         landed = Landed(flags, body, False, None)
         return Entry(value, "uncached", None)
@@ -113,7 +113,7 @@ def _lead(task: Task, flight: Flight, running: Flight | None) -> Flow:
 def _load_within(task: Task) -> Flow:
     """Load for a loader that asks for its own key, or for one that its batch has yet to load."""
     task.profile.stats.unleased += 1
-    return Entry((yield from _run_loader(task)), "uncached", None)
+    return Entry((yield Load()), "uncached", None)
 
 
 def _count(task: Task, answer: Answer | NodeError) -> None:
@@ -329,7 +329,7 @@ def _load(task: Task, lease: Lease, flight: Flight) -> Flow:
     try:
         began = time.monotonic()
         try:
-            value = yield from _run_loader(task)
+            value = yield Load()
             flags, body = _encode(task, value)
         except GeneratorExit:  # an abandoned flow may not ask for anything more; the lease runs out by itself
             raise
@@ -344,20 +344,6 @@ def _load(task: Task, lease: Lease, flight: Flight) -> Flow:
         return Entry(value, "loaded" if stored else "uncached", landed.expires_in)
     finally:
         task.local.flights.end(task.key, flight, landed)
-
-
-def _run_loader(task: Task) -> Generator[Request, Any, Any]:
-    """Load, and count what it took."""
-    began = time.monotonic()
-    try:
-        value = yield Load()
-    except Exception:
-        task.profile.stats.failed += 1
-        raise
-    seconds = time.monotonic() - began
-    task.profile.load_time.observe(seconds)
-    task.profile.stats.loaded.observe(seconds)
-    return value
 
 
 def _note(task: Task, lease: Lease, stored: bool, began: float) -> None:

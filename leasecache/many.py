@@ -1,7 +1,6 @@
 """The behaviour behind `cached_many`: one loader for a batch of keys, one value per key."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from leasecache.batch import gather
@@ -33,15 +32,6 @@ class BatchCore(FunctionCore):
         if not isinstance(loaded, Mapping):
             raise TypeError(f"{self.name} must return a mapping, not {type(loaded).__name__}")
         return [loaded.get(argument) for argument in batch]
-
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count a load that raises; those of single values their flows count."""
-        try:
-            yield
-        except Exception:
-            self.stats.failed += 1
-            raise
 
     def present(self, loaded: Any, batch: Iterable[Any]) -> dict[Any, Any]:
         """Return {argument: value} in the order of the batch, what is absent left out."""
@@ -115,7 +105,6 @@ class CachedManyCore(BatchCore):
     def _load_many(self, keys: Mapping[bytes, Any], load_these: LoadThese) -> Callable[[Sequence[Task]], list[Any]]:
         def load_many(tasks: Sequence[Task]) -> list[Any]:
             batch = [keys[task.key] for task in tasks]
-            with self.counting():
-                return self.found(load_these(batch), batch)
+            return self.found(load_these(batch), batch)
 
         return load_many

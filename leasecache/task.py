@@ -41,6 +41,20 @@ class Profile:
     inline: bool = False  # a refresh must run in the winner: the loader takes arguments that are not in the key
 
 
+@contextlib.contextmanager
+def measured(profile: Profile) -> Iterator[None]:
+    """Count one load, of however many values, and what it took."""
+    began = time.monotonic()
+    try:
+        yield
+    except Exception:
+        profile.stats.failed += 1
+        raise
+    seconds = time.monotonic() - began
+    profile.load_time.observe(seconds)
+    profile.stats.loaded.observe(seconds)
+
+
 class Local:
     """What the callers of this process know of each other, for one store: the tokens of two stores can be alike."""
 
