@@ -27,7 +27,7 @@ _FIX = "annotate it precisely, or pass codec='json' or codec='pickle'"
 RAW_FLAGS = _IDS["raw"] << _CODEC_SHIFT  # values of the low-level API: bytes without a type
 UNCACHEABLE = 15 << _CODEC_SHIFT  # an empty item that says: the value is too large for the cache, load and do not wait
 _UNUSED = 3 << 24
-_NAMES = {number: name for name, number in _IDS.items()} | {UNCACHEABLE >> _CODEC_SHIFT: "uncacheable"}
+_NAMES = {number: name for name, number in _IDS.items()}
 _HIDDEN = {
     "pickle": "loading a pickle runs code",
     "uncacheable": "it was too large to be stored, and this is the mark of it",
@@ -103,7 +103,7 @@ class Description(NamedTuple):
 
 def describe(flags: int) -> Description:
     """Return what client flags tell."""
-    name = _NAMES.get(flags >> _CODEC_SHIFT)
+    name = "uncacheable" if flags == UNCACHEABLE else _NAMES.get(flags >> _CODEC_SHIFT)
     if name is None or flags & _UNUSED:
         return Description("foreign", False, False)
     return Description(name, bool(flags & _COMPRESSED), bool(flags & _NONE))

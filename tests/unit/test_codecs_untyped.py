@@ -87,7 +87,7 @@ def test_pickles_are_not_loaded(extra: int) -> None:
         decode_untyped(flags, pickle.dumps(Trap()))
 
 
-@pytest.mark.parametrize("flags", [0, 16, 7 << 28, 15 << 28, RAW_FLAGS | 1 << 24, RAW_FLAGS | 1 << 25])
+@pytest.mark.parametrize("flags", [0, 16, 7 << 28, 15 << 28 | 1, RAW_FLAGS | 1 << 24, RAW_FLAGS | 1 << 25])
 def test_foreign_flags(flags: int) -> None:
     """Flags that leasecache never gives are somebody else's value, which is not read."""
     assert describe(flags) == Description("foreign", False, False)
