@@ -36,6 +36,7 @@ class Limits:
     frames: int = 2_000  # read per turn
     flood: int = 64  # frames at once that show the source to be ahead of us ...
     collect: float = 0.002  # s to let more of them arrive then: a call to the system for each would cost most of all
+    everything: float = 0.1  # s between looks at whatever a descriptor may not have announced
     leave: float = 1.0  # s that the source may take no other connection of ours before this one is ended
     drain: float = 10.0  # s to finish what is in flight when told to stop
 
@@ -65,6 +66,10 @@ class Follower:
         self._gate_delay = limits.gate_first
         self._unread = True  # libpq may have frames that the socket will not announce
         self._read_at = 0.0  # monotonic s
+        self._everything_at = 0.0  # monotonic s
+        self._asking: list[int] = []  # the gate's descriptors
+        self._acknowledged = 0  # W, as this turn has it
+        self._pending = 0  # keys that nodes have not acknowledged, as this turn has it
         self._reply = True
         self._reported_at = 0.0
         self._reported = 0
@@ -86,13 +91,17 @@ class Follower:
         `wake` is a descriptor that becomes readable when a node has answered; its owner empties it.
         """
         reading = reading and not self._full()
-        announced = self._wait(wake, reading)
+        ready = self._wait(wake, reading)
         now = time.monotonic()
-        self._pass_gate(now)
+        everything = not ready or wake in ready or now >= self._everything_at
+        if everything:
+            self._everything_at = now + self._limits.everything
+        if everything or not ready.isdisjoint(self._asking):
+            self._pass_gate(now)
         self._dispatcher.step(now)  # before more is read: nodes carry out what passed the gate meanwhile
         if not reading:
             self._heard_at = now  # who does not listen cannot complain of silence
-        elif announced and now >= self._read_at:
+        elif (everything or self._unread or self._replication.socket in ready) and now >= self._read_at:
             self._read(now)
         self._question(now)
         self._observe()
@@ -109,10 +118,10 @@ class Follower:
             raise SourceError("the source takes no other connection; it may be shutting down, and must not wait for us")
 
     def _full(self) -> bool:
-        return len(self._held) + self._held.keys + len(self._dispatcher) > self._limits.pending
+        return len(self._held) + self._held.keys + self._pending > self._limits.pending
 
-    def _wait(self, wake: int, reading: bool) -> bool:
-        """Wait until something is to be done; return False when that is surely not to read from the source."""
+    def _wait(self, wake: int, reading: bool) -> set[int]:
+        """Wait until something is to be done; return the descriptors that said so, none when it is time."""
         now = time.monotonic()
         poll = select.poll()
         poll.register(wake, select.POLLIN)
@@ -120,18 +129,22 @@ class Follower:
         events = (select.POLLIN if listening else 0) | (select.POLLOUT if self._replication.flush() else 0)
         if events:
             poll.register(self._replication.socket, events)
-        for socket in self._gate.sockets:  # also while nothing is asked: a reader that crashes ends the connection
+        self._asking = self._gate.sockets
+        for socket in self._asking:  # also while nothing is asked: a reader that crashes ends the connection
             poll.register(socket, select.POLLIN)
         self._dispatcher.watch(poll)
-        ready = poll.poll(max(0.0, self._next_due(now, reading) - now) * 1000)
-        return not ready or self._unread or any(found == self._replication.socket for found, _ in ready)
+        return {found for found, _ in poll.poll(max(0.0, self._next_due(now, reading) - now) * 1000)}
 
     def _next_due(self, now: float, reading: bool) -> float:
         if reading and self._unread:
             return now
-        progress = self._dispatcher.acknowledged > self._reported
+        if self._gate.asked and self._gate.due is None and now >= self._read_at:
+            return now + self._limits.everything  # until the answer there is nothing that could not wait so long
+        progress = self._acknowledged > self._reported
         due = self._reported_at + (self._limits.acknowledge_every if progress else self._limits.status_every)
-        due = min(due, self._next_question(), self._read_at if reading and now < self._read_at else math.inf)
+        due = min(due, self._next_question())
+        if reading and now < self._read_at:
+            due = min(due, self._read_at)
         if self._alone_since is not None:
             due = min(due, self._alone_since + self._limits.leave)
         node = self._dispatcher.next_due(now)
@@ -253,13 +266,14 @@ class Follower:
         self._monitor.gate_passed(waited)
 
     def _observe(self) -> None:
-        position = self._dispatcher.acknowledged
+        position = self._acknowledged = self._dispatcher.acknowledged
+        self._pending = len(self._dispatcher)
         while self._recent and self._recent[0][0] <= position:
             self._monitor.completed(self._recent.popleft()[1])
-        self._monitor.position(self._stream.received, position, len(self._dispatcher))
+        self._monitor.position(self._stream.received, position, self._pending)
 
     def _report(self, now: float) -> None:
-        position = self._dispatcher.acknowledged
+        position = self._acknowledged
         since = now - self._reported_at
         progress = position > self._reported and since >= self._limits.acknowledge_every
         due = since >= self._limits.status_every

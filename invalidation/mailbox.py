@@ -93,6 +93,7 @@ class Mailbox:
         self._errand: Errand | None = None  # the job, if it is one
         self._begin: Callable[[bytes | None, list[bytes]], Errand | None] | None
         self._begin = getattr(node, "begin_invalidation", None)
+        self._read: tuple[int, bytes | None] | None = None  # a generation, and the record that says the same
         self._under: int | None = None  # the generation that the last errand's keys were called by
         self._done: Callable[[Any, float, Observer], None] = self._sent
         self._failing_since: float | None = None  # monotonic s
@@ -105,7 +106,7 @@ class Mailbox:
 
     def __len__(self) -> int:
         """Return how many keys are in memory and not acknowledged."""
-        return len(self._waiting) + len(self._sending) + len(self._batch)
+        return sum([len(each.keys) + len(each.explicit) for each in (self._waiting, self._sending, self._batch)])
 
     @property
     def renews(self) -> bool:
@@ -281,8 +282,11 @@ class Mailbox:
         """Tell whether somebody has renewed the generation meanwhile, so that what was sent may have missed."""
         if self.keeper is None or used is None:
             return False
+        if raw is not None and self._read == (used, raw):
+            return False
         record = None if raw is None else Record.from_bytes(raw)
         if record is not None and record.generation == used:
+            self._read = used, raw
             return False
         self.keeper.miss()
         observer.guarded(self.node.name, "absent" if record is None else "foreign", used)

@@ -126,7 +126,7 @@ class Readers:
     @property
     def doubtful(self) -> bool:
         """Whether a reader is away, or may have gone back in time."""
-        return self.rewound is not None or any(reader.away for reader in self._waited_for)
+        return any(reader.away or reader.rewound for reader in self._waited_for)
 
     @property
     def mark(self) -> int | None:

@@ -132,7 +132,8 @@ class Monitor:
         self.figures.transactions.inc(len(transaction.xids))
         self.figures.rows.inc(touched.rows)
         self.figures.keys.inc(len(touched))
-        self.figures.messages.inc(touched.messages)
+        if touched.messages:
+            self.figures.messages.inc(touched.messages)
         self.state.transactions.add(len(transaction.xids), now)
         self._count(touched, now)
         for loss, count in touched.losses.items():
