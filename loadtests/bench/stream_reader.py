@@ -38,6 +38,8 @@ class Progress:
         self.waits: list[float] = []  # s of these at the gate
         self._began = self._cpu = 0.0
         self._goal: int | None = None
+        self.position = 0  # where the side is
+        self.end: Callable[[], None] = lambda: None  # called when it is told to end where it is already
 
     def begin(self) -> None:
         """Note that the stream begins."""
@@ -47,9 +49,12 @@ class Progress:
 
     def _listen(self) -> None:
         self._goal = parse_lsn(sys.stdin.readline().strip())
+        if self.over(self.position):
+            self.end()
 
     def over(self, position: int) -> bool:
         """Whether the end has been reached."""
+        self.position = position
         return self._goal is not None and position >= self._goal
 
     def tell(self) -> None:
@@ -113,7 +118,7 @@ class _Probe(Monitor):
     def position(self, received: int, acknowledged: int, pending: int) -> None:
         super().position(received, acknowledged, pending)
         if self.progress.over(acknowledged):
-            os.kill(os.getpid(), signal.SIGTERM)
+            self.progress.end()
 
     def completed(self, committed_at: float) -> None:
         super().completed(committed_at)
@@ -127,6 +132,7 @@ class _Probe(Monitor):
 def daemon(progress: Progress, dsn: str, slot: str, config: str) -> None:
     """Run the daemon of a configuration, whose every key is acknowledged by its node."""
     _Probe.progress = progress
+    progress.end = lambda: os.kill(os.getpid(), signal.SIGTERM)
     setattr(launch, "Monitor", _Probe)  # noqa: B010 - which is not the launch's to export
     launch.run_daemon(Path(config))
 
