@@ -19,7 +19,16 @@ from leasecache.invalidation.held import Held
 from leasecache.invalidation.readers import Readers
 from leasecache.invalidation.source import Replication
 from leasecache.invalidation.status import Monitor
-from leasecache.invalidation.stream import Drift, Event, Garbage, Keepalive, Stream, Transaction, status_update
+from leasecache.invalidation.stream import (
+    Drift,
+    Event,
+    Garbage,
+    Keepalive,
+    Stream,
+    Transaction,
+    sent_at,
+    status_update,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +42,11 @@ class Limits:
     gate_most: float = 0.02  # ... up to this
     gate_idle: float = 5.0  # s between questions while nothing is held: a network may lose a reader without a word
     pending: int = 500_000  # keys and transactions held before the stream is not read
-    frames: int = 2_000  # read per turn
+    frames: int = 8_000  # read per turn
     flood: int = 64  # frames at once that show the source to be ahead of us ...
     collect: float = 0.002  # s to let more of them arrive then: a call to the system for each would cost most of all
+    collect_part: float = 0.1  # of what the source is late with them, to let still more arrive ...
+    collect_most: float = 0.02  # ... up to this, s
     everything: float = 0.1  # s between looks at whatever a descriptor may not have announced
     leave: float = 1.0  # s that the source may take no other connection of ours before this one is ended
     drain: float = 10.0  # s to finish what is in flight when told to stop
@@ -160,8 +171,6 @@ class Follower:
     def _read(self, now: float) -> None:
         frames = self._replication.read(self._limits.frames)
         self._unread = len(frames) == self._limits.frames
-        if len(frames) >= self._limits.flood and not self._unread:
-            self._read_at = now + self._limits.collect
         if frames:
             self._heard_at = now
         elif self._limits.silence and now - self._heard_at > self._limits.silence:
@@ -171,8 +180,17 @@ class Follower:
         except SourceError:
             self._monitor.decode_failed()
             raise
+        if len(frames) >= self._limits.flood and not self._unread:
+            self._read_at = now + self._let_come(frames[len(frames) - 1], events)
         for event in events:
             self._take(event, now)
+
+    def _let_come(self, last: bytes, events: list[Event]) -> float:
+        """Return the s to let more frames arrive: longer when the source is late with them, and hardly more."""
+        limits = self._limits
+        committed = [event.committed_at for event in events if isinstance(event, Transaction)]
+        late = sent_at(last) - committed[0] if committed else 0.0
+        return max(limits.collect, min(late * limits.collect_part, limits.collect_most))
 
     def _take(self, event: Event, now: float) -> None:
         if isinstance(event, Keepalive):

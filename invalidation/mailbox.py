@@ -22,6 +22,7 @@ from leasecache.stores.base import Node
 from leasecache.stores.errand import Errand
 
 BATCH_KEYS = 5_000  # per pipeline, so that one stays well within a node's time limit
+ERRAND_KEYS = 2_500  # of which the caller's thread makes a request; more are made beside it
 RETRY_FIRST, RETRY_MOST = 0.05, 1.0  # s
 JOURNAL_AFTER = 5.0  # s a node may be away before its keys go to the journal
 JOURNAL_EVERY = 1.0  # s between two entries
@@ -259,7 +260,7 @@ class Mailbox:
             self._job, self._done = self._errand, self._told
 
     def _set_out(self, generation: int | None) -> Errand | None:
-        if self._begin is None:
+        if self._begin is None or len(self._batch) > ERRAND_KEYS:
             return None
         groups = self._called(self._batch, generation)
         if max(groups) >= 1:  # what is to be left stale is looked at first

@@ -250,6 +250,12 @@ def parse_frame(frame: bytes) -> Data | Keepalive:
     raise reader.error(f"is of unknown kind {kind!r}")
 
 
+def sent_at(frame: bytes) -> float:
+    """Return when (Unix s) the server has sent a frame, by its own clock."""
+    at = 17 if frame[:1] == b"w" else 9
+    return int.from_bytes(frame[at : at + 8], "big", signed=True) / 1e6 + POSTGRES_EPOCH
+
+
 def status_update(position: int, now: float, *, reply_requested: bool = False) -> bytes:
     """Return the frame that acknowledges everything before `position`; `now` is in Unix seconds."""
     return _STATUS.pack(b"r", position, position, position, unix_to_micros(now), reply_requested)

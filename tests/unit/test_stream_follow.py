@@ -368,6 +368,19 @@ def test_frames_that_flood_in_are_let_come_together() -> None:
         rig.close()
 
 
+def test_what_comes_late_is_let_come_together_for_longer() -> None:
+    """A source that catches up is read in larger pieces; what it sends at once after the commit is not kept waiting."""
+    for sent, waiting in ((0, 0), (10_000_000, 3)):  # µs after the commit
+        rig = Rig(flood=8, collect=0.0, collect_part=360.0, collect_most=3600.0)
+        rig.transaction(100, rows=10)
+        rig.server.frames = [frame[:17] + struct.pack("!q", sent) + frame[25:] for frame in rig.server.frames]
+        rig.turn()
+        rig.transaction(200, relid=2)
+        rig.turn(20)
+        assert len(rig.server.frames) == waiting
+        rig.close()
+
+
 def test_a_few_frames_are_read_at_once() -> None:
     """Guard: the threshold. A transaction that comes alone waits for no other."""
     rig = Rig(flood=8, collect=30.0)
