@@ -44,7 +44,7 @@ LAYERS: dict[str, list[str]] = {
     "4 functions": ["function", "calls", "acalls", "many", "amany", "decorator", "surface"],
     "5 surface": ["registry", "cache", "acache", ""],
     "6 counters": ["counter_sql", "counters"],
-    "7 surroundings": ["prometheus", "testing", "contrib", "lab", "lab.*"],
+    "7 surroundings": ["prometheus", "testing", "contrib", "contrib.*", "lab", "lab.*"],
     "D daemon": [
         "invalidation",
         *(f"invalidation.{name}" for name in ("settings", "logs", "source", "catalog", "ddl", "lint", "router")),
@@ -86,6 +86,7 @@ THIRD_PARTY: dict[str, list[str]] = {
     "typer": ["cli", "commands", "commands.*"],
     "rich": ["cli", "commands", "commands.*", "lab.demo*"],
     "pytest": ["testing"],
+    "django": ["contrib.django"],
 }
 TYPES_ONLY = {  # under TYPE_CHECKING
     "psycopg": ["invalidation.catalog", "invalidation.ddl"],
