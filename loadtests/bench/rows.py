@@ -306,7 +306,11 @@ NOTING = "a reader that only notes the time"
 P9 = Row(
     name="P9",
     work="from commit to invalid key, 2,000 transactions per second",
-    sides=(floor(NOTING, lambda: "minimal"), ours(lambda: "daemon")),
+    sides=(
+        floor(NOTING, lambda: "minimal"),
+        ours(lambda: "daemon"),
+        rival("a reader that asks the gate and deletes, checking nothing", lambda: "asking"),
+    ),
     figures=(
         Figure(name=stream.P50, unit="ms", floor=NOTING),
         Figure(name=stream.P50_REST, unit="ms", floor=NOTING, goals=(Goal(at_most=1.3, of=(NOTING,)),)),

@@ -102,8 +102,8 @@ class Stage:
 
     def program(self, side: str, slot: str) -> "Reading":
         """Start a side as a process of its own."""
-        config = [str(self.configuration(slot))] if side == "daemon" else []
-        return Reading(["-m", "loadtests.bench.stream_reader", side, self.source.dsn(), slot, *config])
+        more = {"daemon": [str(self.configuration(slot))], "asking": [self.memcached.address]}.get(side, [])
+        return Reading(["-m", "loadtests.bench.stream_reader", side, self.source.dsn(), slot, *more])
 
 
 class Reading:

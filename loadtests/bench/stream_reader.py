@@ -1,7 +1,7 @@
 """One side of the rows about the stream, as a process: reads a slot to a position, and says in JSON how it went.
 
-`python -m loadtests.bench.stream_reader SIDE DSN SLOT [CONFIG]` writes "ready" once it streams, then reads a position
-from its standard input, and ends when it is there.
+`python -m loadtests.bench.stream_reader SIDE DSN SLOT [CONFIG | NODE]` writes "ready" once it streams, then reads a
+position from its standard input, and ends when it is there.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from leasecache.invalidation import launch
+from leasecache.invalidation.gate import QUESTION
 from leasecache.invalidation.lsn import parse_lsn
-from leasecache.invalidation.source import Replication
+from leasecache.invalidation.source import Replication, connect
 from leasecache.invalidation.status import Monitor
 from leasecache.invalidation.stream import POSTGRES_EPOCH
 from loadtests.bench.spread import percentile
@@ -92,6 +94,74 @@ def minimal(progress: Progress, dsn: str, slot: str) -> None:
     replication.close()
 
 
+class Asking:
+    """A reader that asks the gate's question once per commit and deletes a key then: the least that there is to do.
+
+    It looks at no answer, knows no keys, and would neither notice a failure nor survive one.
+    """
+
+    def __init__(self, progress: Progress, dsn: str, slot: str, node: str) -> None:
+        self._progress = progress
+        self._replication = Replication(dsn)
+        self._gate = connect(dsn).pgconn
+        host, port = node.rsplit(":", 1)
+        self._node = socket.create_connection((host, int(port)))
+        self._node.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._replication.start(slot, PUBLICATION)
+        self._position = 0
+        self._held: list[tuple[int, float, float]] = []  # ends, Unix s of commits, Unix s when they came
+        self._asked, self._passed, self._sent = self._held[:], self._held[:], self._held[:]
+
+    def run(self) -> None:
+        """Read to the end."""
+        self._progress.begin()
+        steps = {
+            self._replication.socket: self._receive,
+            self._gate.socket: self._pass,
+            self._node.fileno(): self._complete,
+        }
+        ready = select.poll()
+        for descriptor in steps:
+            ready.register(descriptor, select.POLLIN)
+        while not self._progress.over(self._position):
+            found = ready.poll(WAIT * 1000)
+            now = time.time()
+            for descriptor, _ in found:
+                steps[descriptor](now)
+            if self._held and not self._asked:
+                self._asked, self._held = self._held, []
+                self._gate.send_query(QUESTION)
+            if self._passed and not self._sent:
+                self._sent, self._passed = self._passed, []
+                self._node.send(b"".join(b"md bench:media:%d q\r\n" % end for end, _, _ in self._sent) + b"mn\r\n")
+
+    def _receive(self, now: float) -> None:
+        for frame in self._replication.read(FRAMES):
+            if frame[25:26] == b"C":
+                end, committed_at = struct.unpack_from("!QQ", frame, 35)
+                self._held.append((end, committed_at / 1e6 + POSTGRES_EPOCH, now))
+            elif frame[:1] == b"k" and not (self._held or self._asked or self._passed or self._sent):
+                self._position = max(self._position, int.from_bytes(frame[1:9], "big"))
+
+    def _pass(self, now: float) -> None:
+        self._gate.consume_input()
+        if not self._gate.is_busy():
+            while self._gate.get_result() is not None:
+                pass
+            self._progress.waits += [now - since for _, _, since in self._asked]
+            self._passed, self._asked = self._passed + self._asked, []
+
+    def _complete(self, now: float) -> None:
+        if self._node.recv(1 << 16).endswith(b"MN\r\n"):
+            self._progress.latencies += [time.time() - committed_at for _, committed_at, _ in self._sent]
+            self._position, self._sent = self._sent[-1][0], []
+
+
+def asking(progress: Progress, dsn: str, slot: str, node: str) -> None:
+    """Read, ask and delete, nothing else."""
+    Asking(progress, dsn, slot, node).run()
+
+
 def psycopg2(progress: Progress, dsn: str, slot: str) -> None:
     """Read by psycopg2's loop over `read_message`, and do nothing."""
     factory = import_module("psycopg2.extras").LogicalReplicationConnection
@@ -137,7 +207,12 @@ def daemon(progress: Progress, dsn: str, slot: str, config: str) -> None:
     launch.run_daemon(Path(config))
 
 
-SIDES: dict[str, Callable[..., None]] = {"minimal": minimal, "psycopg2": psycopg2, "daemon": daemon}
+SIDES: dict[str, Callable[..., None]] = {
+    "minimal": minimal,
+    "asking": asking,
+    "psycopg2": psycopg2,
+    "daemon": daemon,
+}
 
 
 def main(arguments: Sequence[str]) -> None:
