@@ -26,7 +26,7 @@ def test_quick_run(tmp_path: Path) -> None:
     rows = "P1,P1t,P2,P3,P4,P5,P6r,P7,P8"
     command = ["-m", "loadtests.bench", "--rows", rows, "--quick", "--seconds", "0.1", "--json", str(written)]
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(written.read_text())

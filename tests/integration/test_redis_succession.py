@@ -10,6 +10,7 @@ import pytest
 from leasecache.config import open_store
 from leasecache.errors import GuardError
 from leasecache.guard import guard_key, ring_mark
+from leasecache.invalidation import keeper
 from leasecache.invalidation.keeper import Charter, Keeper
 from leasecache.invalidation.mailbox import Mailbox, Naming
 from leasecache.lab import RedisServer, wait_until
@@ -19,7 +20,7 @@ from leasecache.stores.redis import RedisNode
 from tests.fix_redis import FLAGS, KEY, holds
 
 MARK = b"0123456789ab"
-LIFE = 1.0  # s of a record
+LIFE = 3.0  # s of a record
 
 
 class Office:
@@ -42,6 +43,11 @@ class Office:
         self._mailbox.step(now, MagicMock(), vouched_until=now + 10)
         return self._mailbox.acknowledged >= position
 
+    def vouch(self) -> None:
+        """Write the record, which has its whole life before it then."""
+        self._keeper.miss()
+        wait_until(lambda: self.passed(0) and not self._keeper.is_due(time.monotonic()), 60, "the record")
+
     def close(self) -> None:
         """End what was begun."""
         self._mailbox.close()
@@ -49,13 +55,17 @@ class Office:
 
 
 @pytest.mark.parametrize("replicated", [True, False], ids=["with its record", "without"])
-def test_position_waits_for_the_former_primary(replicated: bool) -> None:
+def test_position_waits_for_the_former_primary(replicated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """W does not pass a change before the record of the former primary has run out, though the new one has been told.
 
     Guard: the daemon knows which run of which server it has vouched for last.
     """
+    monkeypatch.setattr(keeper, "SUCCESSOR_WAIT", 0.0)  # nobody else has had the slot
     with contextlib.ExitStack() as stack:
         former, successor = (stack.enter_context(RedisServer(*PROMPT)) for _ in range(2))
+        if replicated:
+            successor.ask(f"REPLICAOF 127.0.0.1 {former.port}")
+            wait_until(lambda: "master_link_status:up" in successor.ask("INFO replication"), 60, "a link")
         office = Office(former)
         stack.callback(office.close)
         client: Any = open_store(f"{former.url}?guard=daemon")
@@ -66,8 +76,8 @@ def test_position_waits_for_the_former_primary(replicated: bool) -> None:
         assert client.lease_set(lease, FLAGS, b"old", 60) == Stored()
         read = client.reader(10, 0, FLAGS, MARK)
         assert read(KEY) == b"old"
+        office.vouch()
         if replicated:
-            successor.ask(f"REPLICAOF 127.0.0.1 {former.port}")
             wait_until(lambda: holds(successor, guard_key(None).decode()), 60, "replication")
             successor.ask("REPLICAOF NO ONE")
         office.held_by.append(successor)
