@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from leasecache.errors import ConfigError, GapError, LeasecacheError, SourceError
+from leasecache.invalidation.ddl import literal
 from leasecache.invalidation.dispatch import Dispatcher, Ring, Terms
 from leasecache.invalidation.drift import Watch
 from leasecache.invalidation.finding import Finding
@@ -25,7 +26,7 @@ from leasecache.invalidation.readers import Readers
 from leasecache.invalidation.recovery import Budget, await_arrival, renew_slot
 from leasecache.invalidation.router import Router
 from leasecache.invalidation.settings import SourceSettings
-from leasecache.invalidation.source import Replication, SlotInUseError, ask, connect, redact
+from leasecache.invalidation.source import Replication, SlotInUseError, UndecodableError, ask, connect, redact
 from leasecache.invalidation.status import Monitor
 from leasecache.invalidation.stream import MOST_KEYS, Stream, status_update
 from leasecache.invalidation.tenure import Tenure
@@ -104,6 +105,7 @@ class Daemon:
         self._budget = Budget()
         self._gap: str | None = None  # why changes may have been lost, and nothing has been done about it yet
         self._gap_since = 0.0  # monotonic s
+        self._undecodable = False  # the last conversation ended at changes that no slot of before can pass
         self._look = 0  # the look at the catalogues that the stream waits for
         self._looked_for = 0  # because of how many commands
         self._tables: Mapping[str, str] | None = None  # what the journal has of them
@@ -134,6 +136,9 @@ class Daemon:
             step()
         except GapError as error:
             self._note_gap(str(error))
+            self._lost(str(error))
+        except UndecodableError as error:
+            self._undecodable = True
             self._lost(str(error))
         except SourceError as error:
             if not (self._began or self._stood_by):
@@ -217,8 +222,10 @@ class Daemon:
             replication = Replication(self._source.dsn)
             opened.callback(replication.close)
             system = self._recognise(replication)
+            passable = self._passes_undecodable(replication)
             if self._gap is not None:
-                renew_slot(self._source.dsn, self._source.slot)
+                renew_slot(self._source.dsn, self._source.slot, anyway=passable)
+                self._undecodable = self._undecodable and not passable
             if not self._await_slot(replication):
                 return None
             sender_timeout = float(replication.query(_TIMEOUT)[0][0] or 0)
@@ -260,6 +267,14 @@ class Daemon:
             self._readers.released = self._past.needed = 0  # these were positions of another log
             self._note_gap(reason)
         return str(system)
+
+    def _passes_undecodable(self, replication: Replication) -> bool:
+        """Tell whether a new slot would begin behind the changes that the last conversation ended at: that is a gap."""
+        name = literal(self._source.publication)
+        if not self._undecodable or not replication.query(f"select 1 from pg_publication where pubname = {name}"):
+            return False
+        self._note_gap("rows were changed while there was no publication")
+        return True
 
     def _await_slot(self, replication: Replication) -> bool:
         """Wait as a spare while another daemon has the slot; tell whether to go on. Raises GapError when it is gone."""

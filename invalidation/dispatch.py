@@ -113,6 +113,7 @@ class Dispatcher:
             return False
         if not self._journal.stands_on(saved, tables):
             return False
+        self._tables = saved.tables
         return saved.system == system and confirmed <= saved.acknowledged
 
     def begin(self, system: str, confirmed: int, now: float, *, known: bool) -> None:
@@ -135,8 +136,11 @@ class Dispatcher:
         if self._journal is None:
             self._reported = position
             return position
+        standing = self._standing(position)
+        if position == self._reported and standing.readers is None:
+            return position  # what was saved says more, as long as it holds
         try:
-            self._journal.save(self._standing(position))
+            self._journal.save(standing)
             self._reported = position
         except JournalError as error:
             self._observer.journal_failed("*", error)

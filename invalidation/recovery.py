@@ -44,11 +44,11 @@ class Budget:
         self._spent.append(now)
 
 
-def renew_slot(dsn: str, slot: str) -> None:
-    """Create the slot anew if it is gone or has lost changes. Raises SourceError."""
+def renew_slot(dsn: str, slot: str, *, anyway: bool = False) -> None:
+    """Create the slot anew if it is gone or has lost changes, or `anyway`. Raises SourceError."""
     with connect(dsn) as source:
         states = ask(source, _SLOT, slot)
-        if states and states[0][0] != "lost":
+        if states and states[0][0] != "lost" and not anyway:
             return
         if states:
             ask(source, "select pg_drop_replication_slot(%s)", slot)

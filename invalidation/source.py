@@ -46,10 +46,15 @@ _FIXES = (  # what libpq says → what is wrong and what to do
 )
 _ENDED = -1  # what libpq says instead of a frame; less is an error, 0 is nothing yet
 _IN_USE = "55006"  # SQLSTATE object_in_use
+_UNDEFINED = "42704"  # SQLSTATE undefined_object
 
 
 class SlotInUseError(SourceError):
     """Another process streams from the slot; Postgres admits one."""
+
+
+class UndecodableError(SourceError):
+    """The log holds changes that cannot be decoded: when they were made, there was no publication. Up to 17."""
 
 
 def redact(dsn: str) -> str:
@@ -199,7 +204,7 @@ class Replication:
                 self._pq.consume_input()
                 frames.collect(self._pq, limit)
                 if frames.status == _ENDED:
-                    raise SourceError(f"the source ended the stream: {_first_line(self._pq.get_result())}")
+                    raise _ending(self._pq.get_result())
                 if frames.status < _ENDED:
                     raise SourceError(f"the stream broke: {' '.join(self._pq.get_error_message().split())}")
         except psycopg.Error as error:
@@ -254,6 +259,12 @@ def _refusal(result: "pq.abc.PGresult | None", slot: str) -> SourceError:
     if state == _IN_USE:
         return SlotInUseError(f"slot {slot!r} is in use: {message}")
     return SourceError(f"cannot stream from slot {slot!r}: {message}")
+
+
+def _ending(result: "pq.abc.PGresult | None") -> SourceError:
+    state = None if result is None else _text(result.error_field(pq.DiagnosticField.SQLSTATE))
+    kind = UndecodableError if state == _UNDEFINED else SourceError
+    return kind(f"the source ended the stream: {_first_line(result)}")
 
 
 def _first_line(result: "pq.abc.PGresult | None") -> str:
