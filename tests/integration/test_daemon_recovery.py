@@ -107,6 +107,7 @@ def test_the_journal_keeps_the_generation(shop: Shop, tmp_path: Path) -> None:
     daemon = more(shop.world.daemon, f'[journal]\ndirectory = "{tmp_path}"\n').start().streaming()
     shop.await_state("fresh")
     shop.world.write("insert into media values (2, 'other')")
+    shop.world.await_confirmed(shop.world.written())  # its key has been told, and will not be told after the fill
     shop.await_state("fresh", 2)
     generation = shop.generation()
     for stop in (daemon.terminate, daemon.kill):
