@@ -102,6 +102,7 @@ class Slot:
     wal_status: str | None  # "lost" = its log is gone
     active: bool
     failover: bool  # copied to standbys that may be promoted
+    two_phase: bool  # sends transactions when they are prepared
 
 
 @dataclass(frozen=True, kw_only=True)

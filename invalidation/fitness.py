@@ -118,6 +118,10 @@ def _slot(catalog: Catalog) -> Iterator[Finding]:
         yield Finding(
             code="slot-lost", consequence=f"slot {name!r} has lost changes", remedy=(drop, "-- clear the cache")
         )
+    elif slot.two_phase:
+        consequence = f"slot {name!r} sends transactions when they are prepared, which the daemon does not understand"
+        create = slot_ddl(name, version=catalog.version, in_recovery=catalog.in_recovery)
+        yield Finding(code="slot-two-phase", consequence=consequence, remedy=(drop, create, "-- clear the cache"))
     elif catalog.version >= 170000 and not catalog.in_recovery and not slot.failover:
         yield Finding(
             code="slot-failover",

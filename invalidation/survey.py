@@ -90,9 +90,15 @@ def read_link(connection: Connection) -> Link:
 
 
 def _slot(connection: Connection, name: str) -> Slot | None:
-    for kind, plugin, database, wal_status, active, failover in ask(connection, _SLOT, name):
+    for kind, plugin, database, wal_status, active, failover, two_phase in ask(connection, _SLOT, name):
         return Slot(
-            kind=kind, plugin=plugin, database=database, wal_status=wal_status, active=active, failover=failover
+            kind=kind,
+            plugin=plugin,
+            database=database,
+            wal_status=wal_status,
+            active=active,
+            failover=failover,
+            two_phase=two_phase,
         )
     return None
 
@@ -203,7 +209,7 @@ select rolname::text, rolsuper, rolsuper or rolreplication, pg_has_role(oid, 'pg
   from pg_roles where rolname = current_user"""
 _SLOT = """
 select slot_type, plugin::text, database::text, wal_status, active,
-       coalesce((to_jsonb(s) ->> 'failover')::bool, false)
+       coalesce((to_jsonb(s) ->> 'failover')::bool, false), coalesce((to_jsonb(s) ->> 'two_phase')::bool, false)
   from pg_replication_slots s where slot_name = %s"""
 _TRIGGERS = """
 select t.evtname::text, t.evtevent::text, p.prosrc

@@ -104,6 +104,13 @@ def test_column_types(clerk: Clerk) -> None:
             ),
             ["slot-plugin"],
         ),
+        (
+            (
+                f"select pg_drop_replication_slot('{SLOT}')",
+                f"select pg_create_logical_replication_slot('{SLOT}', 'pgoutput', twophase => true)",
+            ),
+            ["slot-two-phase"],
+        ),
         (("alter table media replica identity nothing",), ["identity"]),
         (("alter table media set unlogged",), ["not-logged"]),
         (("alter table media rename to m", "create view media as select * from m"), ["not-a-table"]),
