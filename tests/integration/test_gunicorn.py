@@ -70,7 +70,7 @@ def web(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Web]:
     """An application served by workers of each kind, on a memcached of each kind."""
     kind, recent = request.param
     with MemcachedServer(recent=recent) as server:
-        served = Web(f"{server.url}?timeout=10&connect_timeout=10", tmp_path / "loads", kind)
+        served = Web(f"{server.url}?timeout=60&connect_timeout=60", tmp_path / "loads", kind)
         try:
             wait_until(served.answers, WITHIN, "gunicorn")
             yield served

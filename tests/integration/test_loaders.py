@@ -10,8 +10,8 @@ from leasecache import AsyncCache, Cache
 
 URGENT: Any = {
     "ttl": 60,
-    "wait_for": 0.1,
-    "lease_for": 1,
+    "wait_for": 20,
+    "lease_for": 60,
     "on_wait_timeout": "raise",
 }  # a wait for oneself ends in this
 

@@ -32,7 +32,7 @@ def test_loaders_that_ask_for_the_last_key_of_their_batch(url: str) -> None:
             async def item(n: int) -> int:
                 return n + (await item(LAST) if n < LAST else 0)
 
-            found = await asyncio.wait_for(item.get_many(range(LAST + 1)), 20)
+            found = await asyncio.wait_for(item.get_many(range(LAST + 1)), 40)
             assert found == {n: n + LAST if n < LAST else n for n in range(LAST + 1)}
             assert (await item.lookup(LAST)).state == "fresh"
 
@@ -52,7 +52,7 @@ def test_tasks_of_a_batch_wait_for_loads_that_have_begun(url: str) -> None:
                 await asyncio.sleep(0.05)
                 return n + (await item(0) if n else 0)
 
-            await asyncio.wait_for(item.get_many(range(LOADS_AT_ONCE)), 20)
+            await asyncio.wait_for(item.get_many(range(LOADS_AT_ONCE)), 40)
 
     asyncio.run(main())
     assert sorted(loads) == list(range(LOADS_AT_ONCE))

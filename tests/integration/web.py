@@ -12,7 +12,7 @@ from leasecache import Cache
 cache = Cache.from_url(os.environ["WEB_CACHE_URL"])
 
 
-@cache.cached("item:{item_id}", ttl=600, wait_for=30)
+@cache.cached("item:{item_id}", ttl=600, lease_for=60, wait_for=60)
 def get_item(item_id: int) -> int:
     """Return ten times the number; each load leaves a line in a file."""
     with open(os.environ["WEB_LOADS"], "a") as loads:
