@@ -81,6 +81,8 @@ class Follower:
         self._asking: list[int] = []  # the gate's descriptors
         self._acknowledged = 0  # W, as this turn has it
         self._pending = 0  # keys that nodes have not acknowledged, as this turn has it
+        self._arrived: list[Transaction] = []  # in this turn
+        self._waited: list[float] = []  # s at the gate, of those that have passed it in this turn
         self._reply = True
         self._reported_at = 0.0
         self._reported = 0
@@ -110,6 +112,7 @@ class Follower:
         if everything or not ready.isdisjoint(self._asking):
             self._pass_gate(now)
         self._dispatcher.step(now)  # before more is read: nodes carry out what passed the gate meanwhile
+        self._complete()
         if not reading:
             self._heard_at = now  # who does not listen cannot complain of silence
         elif (everything or self._unread or self._replication.socket in ready) and now >= self._read_at:
@@ -202,7 +205,7 @@ class Follower:
         elif isinstance(event, Drift):
             self._commands.append(event.tag)
         else:
-            self._monitor.received(event)
+            self._arrived.append(event)
             if self._commands:
                 self._drifting[event.end_lsn], self._commands = self._commands, []
                 self._hold(event, now)
@@ -281,14 +284,23 @@ class Follower:
             self._dispatcher.bump(touched.everything)
         self.drifts += self._drifting.get(transaction.end_lsn, ())  # once more when the last of several is visible
         self._recent.append((transaction.end_lsn, transaction.committed_at))
-        self._monitor.gate_passed(waited)
+        self._waited.append(waited)
 
-    def _observe(self) -> None:
+    def _complete(self) -> None:
         position = self._acknowledged = self._dispatcher.acknowledged
-        self._pending = len(self._dispatcher)
         while self._recent and self._recent[0][0] <= position:
             self._monitor.completed(self._recent.popleft()[1])
-        self._monitor.position(self._stream.received, position, self._pending)
+
+    def _observe(self) -> None:
+        """Tell of this turn, now that others do what it has set going."""
+        for transaction in self._arrived:
+            self._monitor.received(transaction)
+        for waited in self._waited:
+            self._monitor.gate_passed(waited)
+        self._arrived, self._waited = [], []
+        self._complete()
+        self._pending = len(self._dispatcher)
+        self._monitor.position(self._stream.received, self._acknowledged, self._pending)
 
     def _report(self, now: float) -> None:
         position = self._acknowledged

@@ -111,7 +111,7 @@ class Readers:
     @property
     def sockets(self) -> list[int]:
         """The descriptors that announce answers and the ends of connections."""
-        return [reader.socket for reader in self._all if reader.socket is not None]
+        return [socket for reader in self._all if (socket := reader.socket) is not None]
 
     @property
     def due(self) -> float | None:

@@ -390,6 +390,15 @@ def test_a_few_frames_are_read_at_once() -> None:
     rig.close()
 
 
+def test_a_source_that_never_stops_talking() -> None:
+    """Guard: `everything`. What no descriptor announces is looked at all the same, here an answer of the gate."""
+    rig = Rig(everything=0.05)
+    os.write(rig.server.bell, b"!")  # which nobody reads, so that the source always has something to say
+    rig.transaction(100)
+    rig.until(100)
+    rig.close()
+
+
 def test_what_gives_up_everything_is_handed_over_when_it_is_visible(rig: Rig) -> None:
     """Guard: the gate. New generations are asked for once the transaction is visible, and what was named goes then."""
     bumps: list[str] = []
