@@ -115,8 +115,13 @@ def _slot(catalog: Catalog) -> Iterator[Finding]:
         consequence = f"slot {name!r} belongs to database {slot.database!r}, not to {catalog.database!r}"
         yield Finding(code="slot-database", consequence=consequence, remedy=("-- choose another source.slot",))
     elif slot.wal_status == "lost":
+        create = slot_ddl(name, version=catalog.version, in_recovery=catalog.in_recovery)
         yield Finding(
-            code="slot-lost", consequence=f"slot {name!r} has lost changes", remedy=(drop, "-- clear the cache")
+            code="slot-lost",
+            consequence=f"slot {name!r} has lost changes, so a daemon that is started makes it anew and gives up all "
+            "guarded values",
+            remedy=(drop, create, "-- clear caches that have no guard"),
+            fatal=False,
         )
     elif slot.two_phase:
         consequence = f"slot {name!r} sends transactions when they are prepared, which the daemon does not understand"

@@ -67,8 +67,9 @@ def test_the_standby_of_the_daemon_becomes_the_primary(fragile_world: Fragile) -
         wait_until(lambda: get_media.lookup(1).state == "fresh", WITHIN, world.daemon.log())
 
 
-def test_a_slot_whose_log_is_gone(fragile_world: Fragile) -> None:
-    """A daemon that was stopped for so long that Postgres gave up its log makes up for what it has not seen."""
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_slot_whose_log_is_gone(fragile_world: Fragile, ended: bool) -> None:
+    """A daemon that was stopped, or gone, for so long that Postgres gave up its log makes up for what was not seen."""
     world = fragile_world("primary")
     world.write("insert into media values (1, 'first')")
     world.primary.configure(max_slot_wal_keep_size="1MB")
@@ -81,7 +82,9 @@ def test_a_slot_whose_log_is_gone(fragile_world: Fragile) -> None:
         daemon = world.daemon.start().streaming()
         wait_until(lambda: get_media.lookup(1).state == "fresh", WITHIN, daemon.log())
         before = generation(world)
-        daemon.process.send_signal(signal.SIGSTOP)
+        daemon.process.send_signal(signal.SIGTERM if ended else signal.SIGSTOP)
+        if ended:
+            assert daemon.process.wait(WITHIN) == 0
         try:
             world.write("update media set title = 'unseen' where id = 1")
 
@@ -94,6 +97,8 @@ def test_a_slot_whose_log_is_gone(fragile_world: Fragile) -> None:
             wait_until(lost, WITHIN, "the end of the slot's log")
         finally:
             daemon.process.send_signal(signal.SIGCONT)
+        if ended:
+            daemon.start()
         wait_until(lambda: get_media(1) == "unseen", WITHIN, f"the change that nobody has sent; {daemon.log()}")
         wait_until(lambda: "event=gap-recovered" in daemon.log(), WITHIN, "recovery")
         wait_until(lambda: get_media.lookup(1).state == "fresh", WITHIN, daemon.log())
