@@ -84,7 +84,7 @@ def test_dead_refresher_after_others_that_have_stored(redis_cache: Any, redis: R
         return b"ours"
 
     with Cache.from_url(redis.url) as other:
-        for value in (item(1), b"another"):
+        for value in (item(1), b"another", b"a third"):
             other.invalidate(item.key(1), stale_for=300)
             refresh = other.driver().store.lease_get(item.key(1), 60)
             assert isinstance(refresh, Lease)
@@ -94,5 +94,5 @@ def test_dead_refresher_after_others_that_have_stored(redis_cache: Any, redis: R
         other.invalidate(item.key(1), stale_for=300)
         assert isinstance(other.driver().store.lease_get(item.key(1), 60), Lease)
     died = time.monotonic()
-    wait_until(lambda: item.lookup(1).state == "fresh", 20, "the dead refresher's lease to be taken over")
-    assert time.monotonic() - died < 3
+    wait_until(lambda: item.lookup(1).state == "fresh", 60, "the dead refresher's lease to be taken over")
+    assert time.monotonic() - died < 6  # were the others taken for robbed, it would have eight times its second
