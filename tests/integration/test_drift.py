@@ -372,9 +372,11 @@ def test_what_only_triggers_tell(primary_world: World, tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path, dsn, primary_world.url, rules).start()
     try:
         daemon.streaming()
-        primary_world.write(f"alter table {schema}.{table} alter title type int using 1")
-        primary_world.write("truncate parts_1")
-        for reason in (f"REWRITE {schema}.{table}", "TRUNCATE public.parts"):
+        for statement, reason in (  # one after the other: of several that come together the first one is named
+            (f"alter table {schema}.{table} alter title type int using 1", f"REWRITE {schema}.{table}"),
+            ("truncate parts_1", "TRUNCATE public.parts"),
+        ):
+            primary_world.write(statement)
             bumped = f'event=generation-bumped reason="{reason} ran on the primary"'
             wait_until(lambda: bumped in daemon.log(), WITHIN, f"{bumped}; {daemon.log()}")  # noqa: B023
     finally:
