@@ -55,6 +55,7 @@ class Monitor:
         self.figures = Figures()
         self._tables: dict[str, _Series] = {}
         self._rules: dict[tuple[str, str], _Series] = {}
+        self._nodes: dict[str, tuple[PrometheusCounter, _Series]] = {}  # batches, and keys
         self._garbled = False
         self._loss_told: set[Loss] = set()
         self._charted_at = 0.0
@@ -222,10 +223,15 @@ class Monitor:
 
     def invalidated(self, node: str, keys: int) -> None:
         """Note that a node has acknowledged a batch."""
+        batches, series = self._nodes.get(node) or self._begin_node(node)
+        batches.inc()
+        series.add(keys, time.monotonic())
+
+    def _begin_node(self, node: str) -> tuple[PrometheusCounter, _Series]:
         known = self._node(node)
-        self.figures.batches.labels(known.name).inc()
-        self.figures.invalidations.labels(known.name).inc(keys)
-        known.keys.add(keys, time.monotonic())
+        counted = self.figures.invalidations.labels(known.name)
+        self._nodes[node] = self.figures.batches.labels(known.name), _Series(counted, known.keys)
+        return self._nodes[node]
 
     def node_failed(self, node: str, error: NodeError) -> None:
         """Note that a node has not acknowledged a batch."""
