@@ -121,8 +121,8 @@ def test_every_page_is_in_the_readme_and_every_promise_has_a_test() -> None:
 
 
 def test_every_extra_is_in_the_readme() -> None:
-    """What can be installed with leasecache is told, but for what is for its own bench, load test and integrations."""
+    """What can be installed with leasecache is told, but for what is for its own bench and load test."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     requires = importlib.metadata.metadata("leasecache").get_all("Provides-Extra") or []
     untold = {extra for extra in requires if f"`leasecache[{extra}]`" not in text}
-    assert untold == {"bench", "django", "loadtest"}
+    assert untold == {"bench", "loadtest"}
