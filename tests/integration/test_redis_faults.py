@@ -154,9 +154,10 @@ def test_restart_between_two_calls_goes_unnoticed(open_redis: Open, redis: Redis
 
 def test_silent_server_costs_one_time_limit(open_redis: Open, redis: RedisServer) -> None:
     """A stopped server is a NodeTimeout, and later its late answer is nobody's: the connection is not used again."""
-    store = open_redis(f"{redis.url}?timeout=1&connect_timeout=30")
-    filled(store, KEY, b"mine")
-    filled(store, b"other", b"another's")
+    patient, store = open_redis(redis.url), open_redis(f"{redis.url}?timeout=1")
+    filled(patient, KEY, b"mine")
+    filled(patient, b"other", b"another's")
+    answered(store)  # it has a connection
     redis.pause()
     read = store.reader(10, 0, FLAGS)
     with pytest.raises(NodeTimeout):
@@ -171,7 +172,8 @@ def test_reply_that_is_lost_is_no_acknowledgement(open_redis: Open, redis: Redis
     """An invalidation whose acknowledgement does not arrive has failed, though the server has done it."""
     with TcpProxy(redis.port) as proxy:
         store = open_redis(f"redis://{proxy.address}/0?timeout=1")
-        filled(store)
+        filled(open_redis(redis.url))
+        answered(store)  # it has a connection
         proxy.drop("replies")
         with pytest.raises(NodeTimeout):
             store.invalidate([KEY])
@@ -285,7 +287,7 @@ def test_dripping_server_holds_a_call_no_longer_than_its_time(open_redis: Open, 
     with pretending(reply, greet) as server:
         store = open_redis(url_of(server, "timeout=1&connect_timeout=1"))
         if where == "short way":
-            store.lease_get(KEY, 10)
+            answered(store)
         began = time.monotonic()
         with pytest.raises(NodeTimeout):
             store.reader(10, 0, FLAGS)(KEY)
