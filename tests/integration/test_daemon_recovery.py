@@ -13,7 +13,8 @@ from leasecache.invalidation.triggers import triggers_ddl
 from leasecache.lab import wait_until
 from tests.fix_daemon import ROLE, SLOT, WITHIN, DaemonProcess, World
 
-TAKEOVER = 20.0  # s: it takes seconds, and long before the first one's records run out, which is after 60 s
+TAKEOVER = 5.0  # s within which a spare follows, on a machine that has time for it
+TAKEOVERS = 3  # of which one must have had a machine with time
 GUARD = guard_key("shop")
 
 
@@ -156,31 +157,39 @@ def test_what_became_of_tables_while_no_daemon_ran(shop: Shop, tmp_path: Path) -
 
 
 def test_a_spare_takes_over(shop: Shop, tmp_path: Path) -> None:
-    """A second daemon on the slot waits, says so, and follows within seconds of the first one's death."""
+    """A second daemon on the slot waits, says so, and follows within five seconds of the first one's death."""
     first = shop.world.daemon.start().streaming()
     (tmp_path / "spare").mkdir()
     spare = DaemonProcess(tmp_path / "spare", shop.world.source.dsn(shop.world.database, user=ROLE), shop.world.url)
-    spare.start()
     try:
-        wait_until(lambda: "event=standing-by" in spare.log(), WITHIN, "standing by")
+        _stand_by(spare)
         status, body = spare.get("/readyz")
         assert (status, body.startswith("standing-by: ")) == (503, True)
         assert (spare.terminate(), "event=stopped drained=True" in spare.log()) == (0, True)
-        spare.start()
-        wait_until(lambda: "event=standing-by" in spare.log(), WITHIN, "standing by")
-        shop.await_state("fresh")
-        generation = shop.generation()
-        died = time.monotonic()
-        first.kill()
-        spare.streaming()
-        assert time.monotonic() - died < TAKEOVER
+        seconds: list[float] = []
+        while not seconds or (min(seconds) > TAKEOVER and len(seconds) < TAKEOVERS):
+            _stand_by(spare)
+            shop.await_state("fresh")
+            generation = shop.generation()
+            died = time.monotonic()
+            first.kill()
+            spare.streaming()
+            seconds.append(time.monotonic() - died)
+            first, spare = spare, first
+        assert min(seconds) < TAKEOVER
         shop.world.write("update media set title = 'second' where id = 1")
         shop.await_value("second")
         shop.await_state("fresh")
         assert shop.generation() != generation
-        assert spare.get("/readyz") == (200, "ready\n")
+        assert first.get("/readyz") == (200, "ready\n")
     finally:
+        first.kill()
         spare.kill()
+
+
+def _stand_by(spare: DaemonProcess) -> None:
+    spare.start()
+    wait_until(lambda: "event=standing-by" in spare.log(), WITHIN, "standing by")
 
 
 def test_a_slot_that_is_gone(shop: Shop) -> None:
