@@ -20,10 +20,14 @@ SETTLED = 0.2  # s: who was seen twice so far apart without waiting for standbys
 _STATE = "select pg_is_in_recovery(), pg_last_wal_replay_lsn() >= %s::pg_lsn"
 _SERVER = "select current_setting('server_version_num')::int, pg_is_in_recovery()"
 _SLOT = "select wal_status from pg_replication_slots where slot_name = %s"
+_LATER = "select pg_current_xact_id()"  # a snapshot lists only those that are older than one that has ended
 _RUNNING = "select x::text::bigint & 4294967295 from pg_snapshot_xip(pg_current_snapshot()) as x"
 _COMMITTING = """
 select backend_xid::text::bigint from pg_stat_activity
- where backend_xid is not null and (state is null or wait_event = 'SyncRep')"""  # no state: the role may not see it
+ where backend_xid is not null and (state is null or wait_event = 'SyncRep')
+union all select transaction::text::bigint from pg_prepared_xacts
+ where exists (select from pg_stat_activity where backend_xid is null and wait_event = 'SyncRep')
+"""  # no state: the role may not see it; no transaction of one's own: another that had been prepared
 
 
 class Budget:
@@ -92,6 +96,8 @@ class Arrival:
 
         Between the flush of its commit and its being visible, a transaction waits for nothing but standbys.
         """
+        if name not in self._unsettled:
+            ask(connection, _LATER)
         now = time.monotonic()
         running = {int(xid) for (xid,) in ask(connection, _RUNNING)}
         committing = {int(xid) for (xid,) in ask(connection, _COMMITTING)}

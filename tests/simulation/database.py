@@ -66,6 +66,7 @@ class Database:
     touched: dict[bytes, list[Transaction]] = field(default_factory=dict)
     wal_end: int = 0x1000000
     next_xid: int = 1000
+    ended: int = 999  # newest xid of those that have ended
     open: dict[int, None] = field(default_factory=dict)  # xids that have begun and are not visible yet
     waiting: dict[int, None] = field(default_factory=dict)  # those that wait for synchronous standbys
     grown: Signal = field(default_factory=Signal)
@@ -84,6 +85,17 @@ class Database:
         self.open[xid] = None
         return xid
 
+    @property
+    def running(self) -> list[int]:
+        """Return what a snapshot lists: of those that are open, the ones older than one that has ended."""
+        return sorted([xid for xid in self.open if xid < self.ended])
+
+    def end(self, xid: int) -> None:
+        """Let new snapshots show what a transaction has done."""
+        self.ended = max(self.ended, xid)
+        self.open.pop(xid, None)
+        self.waiting.pop(xid, None)
+
     def flush(self, transaction: Transaction) -> None:
         """Write the commit to the log: it is sent from here on, but not shown."""
         transaction.commit_lsn = self.wal_end + self.kernel.random.randrange(40, 400)
@@ -97,8 +109,7 @@ class Database:
     def show(self, transaction: Transaction) -> None:
         """Let the primary show a transaction."""
         transaction.visible = True
-        self.open.pop(transaction.xid, None)
-        self.waiting.pop(transaction.xid, None)
+        self.end(transaction.xid)
 
     def write_noise(self) -> None:
         """Write what concerns no table of ours."""
@@ -137,9 +148,8 @@ class Node:
     def snapshot(self) -> str:
         """Return what pg_current_snapshot() does."""
         database = self.database
-        open_ones = sorted(database.open)
-        least = open_ones[0] if open_ones else database.next_xid
-        return f"{least}:{database.next_xid}:{','.join(map(str, open_ones))}"
+        running, later = database.running, database.ended + 1
+        return f"{running[0] if running else later}:{later}:{','.join(map(str, running))}"
 
     def create_slot(self, name: str) -> int:
         """Make a slot that has everything committed from here on; return its consistent point."""
@@ -183,6 +193,7 @@ class Primary(Node):
         database = self.database
         for transaction in database.log:
             database.show(transaction)
+        database.ended = database.next_xid - 1
         database.open.clear()
         database.waiting.clear()
         self.started += 1

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
-from leasecache.invalidation import daemon, dispatch, follow, gate, keeper, mailbox, reader
+from leasecache.invalidation import daemon, dispatch, follow, gate, keeper, mailbox, reader, recovery
 from tests.simulation import clients, nodes
 from tests.simulation.database import COMMIT_BYTES
 from tests.simulation.world import Plan, World
@@ -69,6 +69,11 @@ def _renew_before_the_slot() -> list[Patch]:
 
 def _renew_before_the_gate() -> list[Patch]:
     return [(daemon.Daemon, "_arrive", lambda self, *args, **named: True)]
+
+
+def _look_at_the_snapshot_alone() -> list[Patch]:
+    """The youngest of those that run stand in no snapshot's list."""
+    return [(recovery, "_LATER", "select pg_is_in_recovery()")]
 
 
 def _pass_without_waiting() -> list[Patch]:
@@ -142,6 +147,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "generation-before-gate": Mutant(
         _renew_before_the_gate, Plan(topology="replay", faults=("lose_slot", "delay_replay"), seconds=8), 100
+    ),
+    "snapshot-alone": Mutant(
+        _look_at_the_snapshot_alone, Plan(topology="primary", faults=("lose_slot", "hold_commits"), seconds=8)
     ),
     "no-wait-for-expiry": Mutant(_pass_without_waiting, _AWAY),
     "incarnation-ignored": Mutant(

@@ -73,6 +73,12 @@ def _create(node: Node, name: str, _: int) -> Rows:
     return [(f"({name},{format_lsn(node.create_slot(name))})",)]
 
 
+def _later(node: Node, _: str, __: int) -> Rows:
+    xid = node.database.begin()
+    node.database.end(xid)
+    return [(xid,)]
+
+
 ANSWERS: list[tuple[str, Answer]] = [
     ("IDENTIFY_SYSTEM", lambda node, _, __: [(node.database.system, 1, format_lsn(node.sendable), "app")]),
     ("select pg_is_in_recovery(), pg_current_snapshot(), pg_last_wal_replay_lsn(), pg_backend_pid()", _gate),
@@ -85,7 +91,8 @@ ANSWERS: list[tuple[str, Answer]] = [
     ("pg_drop_replication_slot", _drop),
     ("pg_create_logical_replication_slot", _create),
     ("select pg_is_in_recovery(), pg_last_wal_replay_lsn() >= %s", _arrived),
-    ("from pg_snapshot_xip(pg_current_snapshot())", lambda node, _, __: [(xid,) for xid in node.database.open]),
+    ("from pg_snapshot_xip(pg_current_snapshot())", lambda node, _, __: [(xid,) for xid in node.database.running]),
+    ("select pg_current_xact_id()", _later),
     ("wait_event = 'SyncRep'", lambda node, _, __: [(xid,) for xid in node.database.waiting]),
     ("server_version_num')::int, pg_is_in_recovery()", lambda node, _, __: [(180000, node.in_recovery)]),
     ("select pg_is_in_recovery()", lambda node, _, __: [(node.in_recovery,)]),
